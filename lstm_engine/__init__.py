@@ -1,0 +1,1 @@
+"""lstm_engine: a CPU inference engine for trained LSTM networks."""

@@ -1,0 +1,47 @@
+"""Every error the engine raises on purpose.
+
+    LstmEngineError
+    ├── ModelFormatError        not a readable model file                   (also ValueError)
+    ├── UnsupportedModelError   readable, but asks for what is not implemented
+    ├── InputError              a feed of the wrong name, rank, size or dtype (also ValueError)
+    ├── StreamingError          the model needs the whole sequence at once
+    └── StateError              a state that does not belong to this stream
+
+A message says: subject, what was expected (in named dimensions), what was got, where it came from
+and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LstmEngineError(Exception):
+    """Base of all errors of this package."""
+
+
+class ModelFormatError(LstmEngineError, ValueError):
+    """The file is damaged, is no model, or contradicts itself."""
+
+
+class UnsupportedModelError(LstmEngineError):
+    """The model is readable but uses what the engine does not implement; names node, operator, attribute."""
+
+
+class InputError(LstmEngineError, ValueError):
+    """A feed has the wrong name, rank, size, dtype or value."""
+
+
+class StreamingError(LstmEngineError):
+    """The model cannot be run one step at a time; says which node and why."""
+
+
+class StateError(LstmEngineError):
+    """A state of another model, batch or version, or a stream used by two callers at once."""
+
+
+def listed(heading: str, faults: Sequence[str]) -> str:
+    """One message for all faults: the only fault on the heading's line, several as a list below it."""
+    if len(faults) == 1:
+        return f"{heading}: {faults[0]}"
+    return "\n  - ".join([f"{heading}: {len(faults)} faults", *faults])

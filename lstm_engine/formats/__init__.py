@@ -1,0 +1,1 @@
+"""Model files to Graphs: the only rooms that know a file format."""

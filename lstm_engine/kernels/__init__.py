@@ -1,0 +1,1 @@
+"""Jitted code: knows nothing but addresses, arrays and numbers."""

@@ -1,0 +1,1 @@
+"""Lowering: a Graph and concrete shapes become a flat Program for this machine."""

@@ -1,0 +1,1 @@
+"""Pages, tables and plots that the command line writes."""
