@@ -6,7 +6,7 @@ numbers, names or unknown. A Graph is immutable: a pass takes one and returns an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -20,6 +20,8 @@ Shape: TypeAlias = tuple[Dimension, ...]
 
 #: Domain of the engine's own extensions of ONNX's vocabulary.
 ENGINE_DOMAIN = "lstm_engine"
+#: dtype of a subgraph's input or output for which the file declares none.
+UNKNOWN_DTYPE = np.dtype("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +93,25 @@ class Graph:
         opset: int,
         metadata: Mapping[str, str] | None = None,
         origin: str = "model",
+        outer: Container[str] = frozenset(),
     ) -> Graph:
         """Validate the parts as a whole and put the nodes in order.
+
+        ``outer``: names that the graphs around this one offer, for the body of a control-flow node.
 
         Raises ModelFormatError listing every fault: names made twice, inputs nothing makes, cycles,
         outputs nothing produces.
         """
         nodes, inputs, outputs = tuple(nodes), tuple(inputs), tuple(outputs)
         faults = _naming_faults(nodes, inputs, constants)
-        ordered, unordered = sort_nodes(nodes, {spec.name for spec in inputs} | set(constants))
-        faults += _ordering_faults(unordered, ordered, inputs, constants)
+        ordered, unordered = sort_nodes(nodes, {spec.name for spec in inputs} | set(constants), outer)
+        faults += _ordering_faults(unordered, ordered, inputs, constants, outer)
         made = {spec.name for spec in inputs} | set(constants) | {o for n in nodes for o in n.outputs}
-        faults += [f"graph output '{spec.name}' is produced by nothing" for spec in outputs if spec.name not in made]
+        faults += [
+            f"graph output '{spec.name}' is produced by nothing"
+            for spec in outputs
+            if spec.name not in made and spec.name not in outer
+        ]
         if faults:
             raise ModelFormatError(listed(f"{origin}: inconsistent graph", faults))
         frozen = {name: _read_only(value) for name, value in constants.items()}
@@ -160,12 +169,14 @@ def reads(node: Node) -> Iterator[str]:
             yield from (name for name in [*inner_reads, *(o.name for o in value.outputs)] if name not in own)
 
 
-def sort_nodes(nodes: tuple[Node, ...], available: set[str]) -> tuple[tuple[Node, ...], list[Node]]:
+def sort_nodes(
+    nodes: tuple[Node, ...], available: set[str], outer: Container[str] = frozenset()
+) -> tuple[tuple[Node, ...], list[Node]]:
     """Order nodes by what they read (a stable topological sort); second, the nodes that no order satisfies."""
     waiting: dict[str, list[int]] = {}
     missing = []
     for index, node in enumerate(nodes):
-        absent = {name for name in reads(node) if name not in available}
+        absent = {name for name in reads(node) if name not in available and name not in outer}
         missing.append(len(absent))
         for name in absent:
             waiting.setdefault(name, []).append(index)
@@ -221,6 +232,7 @@ def _ordering_faults(
     ordered: tuple[Node, ...],
     inputs: tuple[TensorSpec, ...],
     constants: Mapping[str, np.ndarray],
+    outer: Container[str],
 ) -> list[str]:
     known = {spec.name for spec in inputs} | set(constants)
     known |= {name for node in (*ordered, *unordered) for name in node.outputs}
@@ -228,7 +240,7 @@ def _ordering_faults(
         f"{node.label} reads '{name}', which is neither an input, an initialiser nor a node's output"
         for node in unordered
         for name in sorted(set(reads(node)))
-        if name not in known
+        if name not in known and name not in outer
     ]
     if unordered and not faults:
         faults.append("the nodes read each other in a cycle: " + ", ".join(node.label for node in unordered[:8]))

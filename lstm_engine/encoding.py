@@ -1,0 +1,233 @@
+"""How a Program is written down for the machine: opcodes, the words of each instruction, the context.
+
+Shared by the lowering, which writes it, and the kernels, which read it. All words are int64. An
+instruction is WORDS words: the opcode, then the fields below. An operand is an offset into the arena
+(even) or an offset into the constants with bit 0 set (``constant(offset)``); data are at least
+four-byte aligned, so the bit is free. Strides and sizes are in bytes unless a name says elements.
+
+A tensor in the arena is rows: [T if timed][B][width], each row padded to whole vectors.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+WORDS: Final = 32  # words in an instruction
+WORD_BYTES: Final = 8
+INSTRUCTION_BYTES: Final = WORDS * WORD_BYTES
+
+
+class Opcode(IntEnum):
+    """What an instruction does."""
+
+    HALT = 0
+    LOAD = 1  # rows from the caller's array
+    STORE = 2  # rows to the caller's array
+    COPY = 3  # rows within the arena, or from the constants
+    EMBED = 4  # rows of a table by token id
+    LSTM = 5  # one direction of a plain LSTM layer
+    CELL = 6  # one direction of an LSTM layer with peepholes, clip, projection, lengths, other activations
+    DENSE = 7  # x·W + b
+    MAP = 8  # f(x), elementwise
+    JOIN = 9  # f(x, y), elementwise
+    SOFTMAX = 10  # along the row
+
+
+class Copy(IntEnum):
+    """Fields of LOAD, STORE and COPY; LOAD reads, STORE writes the caller's array of PORT."""
+
+    SOURCE = 1
+    SOURCE_STEP = 2  # stride from one time step to the next
+    SOURCE_ROW = 3
+    TARGET = 4
+    TARGET_STEP = 5
+    TARGET_ROW = 6
+    BYTES = 7  # of a row
+    ROWS = 8  # per time step
+    TIMED = 9
+    LAST = 10  # take the block's last step of a timed source
+    PORT = 11
+
+
+class Embed(IntEnum):
+    TOKENS = 1
+    TOKEN_STRIDE = 2
+    TOKEN_BYTES = 3  # 4 or 8, of one id
+    PER_ROW = 4  # ids in a row
+    OUT = 5
+    OUT_STRIDE = 6
+    TABLE = 7
+    TABLE_STRIDE = 8
+    ENTRY_BYTES = 9
+    VOCABULARY = 10
+    ROWS = 11
+    TIMED = 12
+
+
+class Lstm(IntEnum):
+    """Fields of LSTM and CELL; the words from PEEPHOLES on are CELL's."""
+
+    X = 1
+    X_STRIDE = 2
+    Y = 3
+    Y_STRIDE = 4
+    H = 5  # state h, one padded row a batch row
+    H_STRIDE = 6
+    C = 7
+    C_STRIDE = 8
+    WEIGHTS = 9  # [H/16][I + H][4][16]
+    BIAS = 10  # [H/16][4][16]
+    INPUTS = 11
+    RECURRENT = 12  # units read back: H, or P with a projection
+    BLOCKS = 13  # ⌈H/16⌉
+    ROWS = 14
+    TIMED = 15
+    REVERSE = 16
+    PRE = 17  # hoisted input projections, HOIST steps of them
+    HOIST = 18  # steps; 0 or 1: not hoisted
+    GATES = 19  # scratch: ROWS × 4 vectors
+    PEEPHOLES = 20  # [H/16][3][16] or -1
+    CLIP = 21  # bits of a float64; 0.0: none
+    ACTIVATIONS = 22  # address-free: word k holds function code of f, g, h at 8-bit places
+    PARAMETERS = 23  # constant: alpha, beta of f, g, h as float64
+    INPUT_FORGET = 24
+    LENGTHS = 25  # int32 a row, or -1
+    LENGTH_STRIDE = 26
+    PROJECTION = 27  # [P/16][H][16] or -1
+    PROJECTED_BLOCKS = 28
+    HIDDEN = 29  # scratch: one padded row of o∘h(c) before the projection
+    HIDDEN_UNITS = 30  # H, where a projection follows
+    ZEROS = 31  # constant: one vector of zeros, the projection's bias
+
+
+class Dense(IntEnum):
+    X = 1
+    X_STRIDE = 2
+    OUT = 3
+    OUT_STRIDE = 4
+    WEIGHTS = 5  # [N/64][K][4][16] then the rest as [n/16][K][16]
+    BIAS = 6
+    DEPTH = 7  # K
+    WIDE = 8  # blocks of 64 outputs
+    NARROW = 9  # blocks of 16 outputs
+    ROWS = 10
+    TIMED = 11
+
+
+class Map(IntEnum):
+    X = 1
+    X_STRIDE = 2
+    OUT = 3
+    OUT_STRIDE = 4
+    WIDTH = 5  # elements
+    ROWS = 6
+    TIMED = 7
+    FUNCTION = 8
+    ALPHA = 9  # bits of a float64
+    BETA = 10
+
+
+class Join(IntEnum):
+    X = 1
+    X_STEP = 2
+    X_ROW = 3
+    X_SINGLE = 4  # one element serves the whole row
+    Y = 5
+    Y_STEP = 6
+    Y_ROW = 7
+    Y_SINGLE = 8
+    OUT = 9
+    OUT_STEP = 10
+    OUT_ROW = 11
+    WIDTH = 12
+    ROWS = 13
+    TIMED = 14
+    FUNCTION = 15
+
+
+class Softmax(IntEnum):
+    X = 1
+    X_STRIDE = 2
+    OUT = 3
+    OUT_STRIDE = 4
+    WIDTH = 5
+    ROWS = 6
+    TIMED = 7
+    LOG = 8
+
+
+class Function(IntEnum):
+    """Codes of elementwise functions of one argument; the first are the LSTM's gate activations too."""
+
+    SIGMOID = 0
+    TANH = 1
+    RELU = 2
+    AFFINE = 3
+    LEAKY_RELU = 4
+    THRESHOLDED_RELU = 5
+    SCALED_TANH = 6
+    HARD_SIGMOID = 7
+    ELU = 8
+    SOFTSIGN = 9
+    SOFTPLUS = 10
+    EXP = 11
+    LOG = 12
+    NEGATE = 13
+    ABSOLUTE = 14
+    SQRT = 15
+    RECIPROCAL = 16
+    BOUND = 17  # Clip
+
+
+class Operation(IntEnum):
+    """Codes of elementwise functions of two arguments."""
+
+    ADD = 0
+    SUBTRACT = 1
+    MULTIPLY = 2
+    DIVIDE = 3
+    MINIMUM = 4
+    MAXIMUM = 5
+
+
+class Context(IntEnum):
+    """Words of the context, the one argument of the executor."""
+
+    CODE = 0
+    ARENA = 1
+    CONSTANTS = 2
+    EXECUTOR = 3  # address of the compiled executor
+    PROLOGUE = 4  # instructions that run once a call; 0: none
+    STEPS = 5  # of this block
+    TOTAL = 6  # steps of this call
+    BLOCK = 7  # steps a block has room for
+    DONE = 8  # steps of this call before this block
+    PARITY = 9  # steps since the beginning, for the zig-zag walk
+    STATE_BYTES = 10
+    SHADOW = 11  # where the state is kept while a call that may fail runs; 0: it cannot fail
+    FAULT_AT = 12  # address of the instruction that failed
+    FAULT_VALUE = 13
+    FAULT_LIMIT = 14
+    PORTS = 16  # three words a port
+
+
+class Port(IntEnum):
+    """Words of a port: one array of the caller."""
+
+    ADDRESS = 0
+    STEP = 1
+    ROW = 2
+
+
+PORT_WORDS: Final = 3
+
+
+def constant(offset: int) -> int:
+    """Operand for an offset (or absolute address) into the constants."""
+    return offset | 1
+
+
+def port_word(port: int, word: Port) -> int:
+    """Index of a port's word in the context."""
+    return Context.PORTS + PORT_WORDS * port + word

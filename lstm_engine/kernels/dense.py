@@ -1,0 +1,42 @@
+"""Dense layers: y = x·W + b over all rows of a block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..encoding import Dense
+from ..jit import kernel
+from .rows import field, locate, steps
+from .simd import Lanes, never_inline
+
+
+def dense_rows(v: Lanes, product: Any, product_narrow: Any) -> Any:
+    """Blocks of 64 outputs, then of 16: a layer pays for the padding of its last 16 only."""
+    one = v.vector_bytes
+    four = 4 * one
+    X, X_STRIDE, OUT, OUT_STRIDE, WEIGHTS, BIAS, DEPTH, WIDE, NARROW, ROWS, TIMED = (int(f) for f in Dense)
+
+    @kernel
+    def dense(ip, cx):  # type: ignore[no-untyped-def]
+        never_inline()
+        rows = steps(ip, cx, TIMED) * field(ip, ROWS)
+        x, xs = locate(cx, field(ip, X)), field(ip, X_STRIDE)
+        out, os = locate(cx, field(ip, OUT)), field(ip, OUT_STRIDE)
+        w, bias, depth = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS)), field(ip, DEPTH)
+        q = field(ip, WIDE)
+        while q > 0:
+            product(w, x, xs, depth, 0, 0, 0, bias, 0, out, os, rows)
+            w += depth * four
+            bias += four
+            out += four
+            q -= 1
+        q = field(ip, NARROW)
+        while q > 0:
+            product_narrow(w, x, xs, depth, 0, 0, 0, bias, 0, out, os, rows)
+            w += depth * one
+            bias += one
+            out += one
+            q -= 1
+        return 0
+
+    return dense

@@ -1,0 +1,157 @@
+"""The executor: one compiled function that runs any Program over an arena, a whole call at a time.
+
+It takes one address (the context, encoding.Context) and returns 0, or a fault code with the place and
+value in the context. There is one image a data type; a new model compiles nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from numba import types
+
+from ..encoding import INSTRUCTION_BYTES, PORT_WORDS, Context, Opcode, Port
+from ..jit import Compiled, Progress, compile_kernel, kernel
+from . import dense, lstm, pointwise, rows
+from .product import product_rows
+from .simd import (
+    copy_bytes,
+    flush_denormals,
+    invoke,
+    lanes,
+    restore_denormals,
+    set_word,
+    word,
+)
+
+KERNEL_SIGNATURE = types.int64(types.int64, types.int64)
+CALL_SIGNATURE = types.int64(types.int64)
+HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX = (int(code) for code in Opcode)
+SIZE = INSTRUCTION_BYTES
+(
+    CODE, ARENA, CONSTANTS, EXECUTOR, PROLOGUE, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
+    FAULT_VALUE, FAULT_LIMIT, PORTS,
+) = (int(w) * 8 for w in Context)  # fmt: skip
+FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
+SECOND_PORT = FIRST_PORT + PORT_WORDS * 8
+
+
+def build(element: str, progress: Progress) -> Callable[..., Any]:
+    """The executor of an element type as a Python function whose globals are its kernels, each compiled first."""
+    v = lanes(element)
+    product, product_narrow = product_rows(v, 4), product_rows(v, 1)
+    activate = pointwise.activation(v)
+    parts = {
+        **rows.kernels(),
+        **lstm.kernels(v, product, product_narrow, activate),
+        "dense": dense.dense_rows(v, product, product_narrow),
+        **pointwise.kernels(v, activate),
+    }
+    for done, (name, part) in enumerate(parts.items()):
+        progress(name, done, len(parts) + 1)
+        compile_kernel(part, KERNEL_SIGNATURE)
+    progress("executor", len(parts), len(parts) + 1)
+    parts["run"] = kernel(_with_globals(run, parts))
+    return _with_globals(call, parts)
+
+
+def _with_globals(function: Any, names: dict[str, Any]) -> FunctionType:
+    """A copy of a function that finds ``names`` among its globals."""
+    return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
+
+
+# The names below that no import binds are the kernels that build() puts into the globals.
+def run(code, cx):  # type: ignore[no-untyped-def]
+    """Run instructions until HALT or a fault."""
+    ip = code
+    while True:
+        op = word(ip)
+        fault = 0
+        if op == LSTM:
+            fault = lstm(ip, cx)
+        elif op == DENSE:
+            fault = dense(ip, cx)
+        elif op == LOAD:
+            fault = load(ip, cx)  # noqa: F821
+        elif op == STORE:
+            fault = store(ip, cx)  # noqa: F821
+        elif op == EMBED:
+            fault = embed(ip, cx)  # noqa: F821
+        elif op == COPY:
+            fault = copy(ip, cx)  # noqa: F821
+        elif op == MAP:
+            fault = map_(ip, cx)  # noqa: F821
+        elif op == JOIN:
+            fault = join(ip, cx)  # noqa: F821
+        elif op == SOFTMAX:
+            fault = softmax(ip, cx)  # noqa: F821
+        elif op == CELL:
+            fault = cell(ip, cx)  # noqa: F821
+        else:
+            return 0
+        if fault != 0:
+            set_word(cx + FAULT_AT, ip)
+            return fault
+        ip += SIZE
+
+
+def call(cx):  # type: ignore[no-untyped-def]
+    """One call: the prologue, then block after block; on a fault the state is put back as it was."""
+    control = flush_denormals()
+    total, block = word(cx + TOTAL), word(cx + BLOCK)
+    arena, shadow, state_bytes = word(cx + ARENA), word(cx + SHADOW), word(cx + STATE_BYTES)
+    if shadow != 0:
+        copy_bytes(arena + shadow, arena, state_bytes)
+    parity = word(cx + PARITY)
+    fault = 0
+    if word(cx + PROLOGUE) != 0:
+        fault = run(word(cx + PROLOGUE), cx)
+    done = 0
+    while done < total and fault == 0:
+        n = min(block, total - done)
+        set_word(cx + STEPS, n)
+        set_word(cx + DONE, done)
+        fault = run(word(cx + CODE), cx)
+        done += n
+        set_word(cx + PARITY, parity + done)
+    if fault != 0 and shadow != 0:
+        copy_bytes(arena, arena + shadow, state_bytes)
+    restore_denormals(control)
+    return fault
+
+
+def enter(cx, x, out):  # type: ignore[no-untyped-def]
+    """Run with two arrays as the first two ports: the shortest way from Python."""
+    set_word(cx + FIRST_PORT, x.ctypes.data)
+    set_word(cx + SECOND_PORT, out.ctypes.data)
+    return invoke(word(cx + EXECUTOR), cx)
+
+
+def enter_context(cx):  # type: ignore[no-untyped-def]
+    """Run with the ports as the context has them."""
+    return invoke(word(cx + EXECUTOR), cx)
+
+
+@functools.cache
+def executor(element: str) -> Compiled:
+    """The executor of an element type, not yet loaded."""
+    return Compiled(f"executor-{element}", CALL_SIGNATURE, functools.partial(build, element), nogil=True)
+
+
+@functools.cache
+def entry(x_bytes: int, out_bytes: int, nogil: bool) -> Callable[[int, Any, Any], int]:
+    """enter() for item sizes of the two arrays (4 or 8 bytes)."""
+    by_size = {4: types.float32, 8: types.float64}
+    x_type, out_type = (types.Array(by_size[size], 1, "A") for size in (x_bytes, out_bytes))
+    name = f"enter-{x_bytes}{out_bytes}{'-nogil' if nogil else ''}"
+    return Compiled(name, types.int64(types.int64, x_type, out_type), lambda progress: enter, nogil).load()
+
+
+@functools.cache
+def context_entry(nogil: bool) -> Callable[[int], int]:
+    """enter_context()."""
+    name = f"enter-context{'-nogil' if nogil else ''}"
+    return Compiled(name, CALL_SIGNATURE, lambda progress: enter_context, nogil).load()

@@ -1,0 +1,172 @@
+"""Matrix products in registers: the inner block of every dense and recurrent layer.
+
+    out[m] = z[m] + Σ_k x[m, k]·w[k] + Σ_k h[m, k]·w[Kx + k]        m < M rows, G vectors of 16 outputs
+
+Weights are packed as [block][K][G][16], 64-byte aligned: one pass over them, four loads in a row, serves M
+rows whose accumulators stay in registers. Each output has one chain: its z (bias, or the hoisted input
+projection), then x over k, then h over k, in that order, whatever M is, so that results do not depend on
+batch, chunk or thread count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+
+from ..jit import kernel
+from ..machine import target
+from . import maths
+from .simd import INT64, Lanes, int64, never_inline
+
+
+def rows_in_registers(v: Lanes, vectors: int) -> int:
+    """How many rows' accumulators fit, leaving a fifth of the registers for weights and operands."""
+    per_vector = max(1, v.vector_bytes // target().vector_bytes)
+    return max(1, min(6, target().registers * 4 // 5 // (vectors * per_vector)))
+
+
+def _accumulate(
+    v: Lanes,
+    b: ir.IRBuilder,
+    accumulators: list[list[ir.Value]],
+    w: ir.Value,
+    x: ir.Value,
+    x_stride: ir.Value,
+    depth: ir.Value,
+) -> tuple[list[list[ir.Value]], ir.Value]:
+    """accumulators[m][g] += Σ_k x[m, k]·w[k, g]; also returns the address behind the weights it read."""
+    vectors = len(accumulators[0])
+    row_bytes = vectors * v.vector_bytes
+    before = b.block
+    body = b.function.append_basic_block("k")
+    after = b.function.append_basic_block("k_done")
+    b.cbranch(b.icmp_signed(">", depth, int64(0)), body, after)
+
+    b.position_at_end(body)
+    k, at = b.phi(INT64), b.phi(INT64)
+    k.add_incoming(int64(0), before)
+    at.add_incoming(w, before)
+    held = [[b.phi(v.vector) for _ in row] for row in accumulators]
+    for phis, row in zip(held, accumulators, strict=True):
+        for phi, value in zip(phis, row, strict=True):
+            phi.add_incoming(value, before)
+    weights = [v.load(b, b.add(at, int64(g * v.vector_bytes))) for g in range(vectors)]
+    element = b.add(x, b.mul(k, int64(v.bytes)))
+    summed = []
+    for m, phis in enumerate(held):
+        factor = v.broadcast(b, b.add(element, b.mul(x_stride, int64(m))))
+        summed.append([v.fma(b, factor, weight, phi) for weight, phi in zip(weights, phis, strict=True)])
+    k_next, at_next = b.add(k, int64(1)), b.add(at, int64(row_bytes))
+    k.add_incoming(k_next, body)
+    at.add_incoming(at_next, body)
+    for phis, row in zip(held, summed, strict=True):
+        for phi, value in zip(phis, row, strict=True):
+            phi.add_incoming(value, body)
+    b.cbranch(b.icmp_signed("<", k_next, depth), body, after)
+
+    b.position_at_end(after)
+    end = b.phi(INT64)
+    end.add_incoming(w, before)
+    end.add_incoming(at_next, body)
+    result = []
+    for old, new in zip(accumulators, summed, strict=True):
+        joined = []
+        for value, total in zip(old, new, strict=True):
+            phi = b.phi(v.vector)
+            phi.add_incoming(value, before)
+            phi.add_incoming(total, body)
+            joined.append(phi)
+        result.append(joined)
+    return result, end
+
+
+def _tile(v: Lanes, rows: int, vectors: int) -> Any:
+    """tile(w, x, x_stride, Kx, h, h_stride, Kh, z, z_stride, out, out_stride) for M = ``rows``, G = ``vectors``."""
+
+    def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
+        w, x, x_stride, x_depth, h, h_stride, h_depth, z, z_stride, out, out_stride = operands
+        offsets = [g * v.vector_bytes for g in range(vectors)]
+        z_rows = [b.add(z, b.mul(z_stride, int64(m))) for m in range(rows)]
+        out_rows = [b.add(out, b.mul(out_stride, int64(m))) for m in range(rows)]
+        sums = [[v.load(b, b.add(row, int64(offset))) for offset in offsets] for row in z_rows]
+        sums, w = _accumulate(v, b, sums, w, x, x_stride, x_depth)
+        sums, w = _accumulate(v, b, sums, w, h, h_stride, h_depth)
+        for row, values in zip(out_rows, sums, strict=True):
+            for offset, value in zip(offsets, values, strict=True):
+                v.store(b, value, b.add(row, int64(offset)))
+
+    return v.intrinsic(emit, "a" * 11, "")
+
+
+def lstm_block(v: Lanes) -> Any:
+    """block(w, x, Kx, h, Kh, z, c, out): 16 units of one row, product and cell in registers; updates c in place."""
+
+    def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
+        w, x, x_depth, h, h_depth, z, c, out = operands
+        sums = [[v.load(b, b.add(z, int64(g * v.vector_bytes))) for g in range(4)]]
+        sums, w = _accumulate(v, b, sums, w, x, int64(0), x_depth)
+        sums, w = _accumulate(v, b, sums, w, h, int64(0), h_depth)
+        i, o, f, g = sums[0]
+        c_new, h_new = maths.cell(v, b, (i, o, f, g), v.load(b, c))
+        v.store(b, c_new, c)
+        v.store(b, h_new, out)
+
+    return v.intrinsic(emit, "a" * 8, "")
+
+
+def cell_block(v: Lanes) -> Any:
+    """cell(z, c, out): 16 units of one row from their pre-activations z[4][16]; updates c in place."""
+
+    def emit(b: ir.IRBuilder, z: ir.Value, c: ir.Value, out: ir.Value) -> None:
+        i, o, f, g = (v.load(b, b.add(z, int64(gate * v.vector_bytes))) for gate in range(4))
+        c_new, h_new = maths.cell(v, b, (i, o, f, g), v.load(b, c))
+        v.store(b, c_new, c)
+        v.store(b, h_new, out)
+
+    return v.intrinsic(emit, "aaa", "")
+
+
+def product_rows(v: Lanes, vectors: int) -> Callable[..., None]:
+    """The tile over any number of rows, as many at a time as registers hold.
+
+    product(w, x, x_stride, Kx, h, h_stride, Kh, z, z_stride, out, out_stride, rows)
+    """
+    most = rows_in_registers(v, vectors)
+    one = _tile(v, 1, vectors)
+    if most == 1:
+
+        @kernel
+        def product_one(w, x, xs, kx, h, hs, kh, z, zs, out, os, rows):  # type: ignore[no-untyped-def]
+            never_inline()
+            r = 0
+            while r < rows:
+                one(w, x + r * xs, xs, kx, h + r * hs, hs, kh, z + r * zs, zs, out + r * os, os)
+                r += 1
+
+        return product_one
+
+    full, two = _tile(v, most, vectors), _tile(v, 2, vectors)
+    three, four = _tile(v, min(3, most), vectors), _tile(v, min(4, most), vectors)
+
+    @kernel
+    def product(w, x, xs, kx, h, hs, kh, z, zs, out, os, rows):  # type: ignore[no-untyped-def]
+        never_inline()
+        r = 0
+        while rows - r >= most:
+            full(w, x + r * xs, xs, kx, h + r * hs, hs, kh, z + r * zs, zs, out + r * os, os)
+            r += most
+        if most > 4 and rows - r >= 4:
+            four(w, x + r * xs, xs, kx, h + r * hs, hs, kh, z + r * zs, zs, out + r * os, os)
+            r += 4
+        if most > 3 and rows - r == 3:
+            three(w, x + r * xs, xs, kx, h + r * hs, hs, kh, z + r * zs, zs, out + r * os, os)
+            r += 3
+        if rows - r == 2:
+            two(w, x + r * xs, xs, kx, h + r * hs, hs, kh, z + r * zs, zs, out + r * os, os)
+            r += 2
+        if rows - r == 1:
+            one(w, x + r * xs, xs, kx, h + r * hs, hs, kh, z + r * zs, zs, out + r * os, os)
+
+    return product

@@ -1,0 +1,138 @@
+"""Moving rows: between the caller's arrays and the arena, within the arena, out of an embedding table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..encoding import PORT_WORDS, Context, Copy, Embed, Port
+from ..jit import kernel
+from .simd import copy_bytes, never_inline, set_word, word, word32
+
+WORD = 8
+ARENA, CONSTANTS, STEPS, DONE = (int(w) * WORD for w in (Context.ARENA, Context.CONSTANTS, Context.STEPS, Context.DONE))
+FAULT_VALUE, FAULT_LIMIT = int(Context.FAULT_VALUE) * WORD, int(Context.FAULT_LIMIT) * WORD
+PORTS, PORT_BYTES = int(Context.PORTS) * WORD, PORT_WORDS * WORD
+PORT_STEP, PORT_ROW = int(Port.STEP) * WORD, int(Port.ROW) * WORD
+
+
+@kernel
+def field(ip: int, index: int) -> int:
+    """A word of the instruction."""
+    return word(ip + index * 8)
+
+
+@kernel
+def locate(cx: int, operand: int) -> int:
+    """Address of an operand: in the constants where its bit 0 is set, else in the arena."""
+    if operand & 1:
+        return word(cx + CONSTANTS) + operand - 1
+    return word(cx + ARENA) + operand
+
+
+@kernel
+def steps(ip: int, cx: int, timed: int) -> int:
+    """Time steps an instruction runs over: those of the block, or one."""
+    if field(ip, timed) != 0:
+        return word(cx + STEPS)
+    return 1
+
+
+@kernel
+def copy_rows(to, to_step, to_row, at, at_step, at_row, count, steps_, rows):  # type: ignore[no-untyped-def]
+    t = 0
+    while t < steps_:
+        b = 0
+        while b < rows:
+            copy_bytes(to + t * to_step + b * to_row, at + t * at_step + b * at_row, count)
+            b += 1
+        t += 1
+
+
+SOURCE, SOURCE_STEP, SOURCE_ROW = int(Copy.SOURCE), int(Copy.SOURCE_STEP), int(Copy.SOURCE_ROW)
+TARGET, TARGET_STEP, TARGET_ROW = int(Copy.TARGET), int(Copy.TARGET_STEP), int(Copy.TARGET_ROW)
+BYTES, ROWS, TIMED, LAST, PORT = (int(f) for f in (Copy.BYTES, Copy.ROWS, Copy.TIMED, Copy.LAST, Copy.PORT))
+
+
+@kernel
+def load(ip: int, cx: int) -> int:
+    """Rows of the caller's array, from the first step of this block on."""
+    never_inline()
+    port = cx + PORTS + field(ip, PORT) * PORT_BYTES
+    at = word(port) + (word(cx + DONE) * word(port + PORT_STEP) if field(ip, TIMED) != 0 else 0)
+    to = locate(cx, field(ip, TARGET))
+    to_step, to_row = field(ip, TARGET_STEP), field(ip, TARGET_ROW)
+    copy_rows(
+        to, to_step, to_row, at, word(port + PORT_STEP), word(port + PORT_ROW),
+        field(ip, BYTES), steps(ip, cx, TIMED), field(ip, ROWS),
+    )  # fmt: skip
+    return 0
+
+
+@kernel
+def store(ip: int, cx: int) -> int:
+    """Rows to the caller's array, from the first step of this block on."""
+    never_inline()
+    port = cx + PORTS + field(ip, PORT) * PORT_BYTES
+    to = word(port)
+    if to == 0:  # an output nobody asked for
+        return 0
+    to += word(cx + DONE) * word(port + PORT_STEP) if field(ip, TIMED) != 0 else 0
+    at = locate(cx, field(ip, SOURCE))
+    copy_rows(
+        to, word(port + PORT_STEP), word(port + PORT_ROW), at, field(ip, SOURCE_STEP), field(ip, SOURCE_ROW),
+        field(ip, BYTES), steps(ip, cx, TIMED), field(ip, ROWS),
+    )  # fmt: skip
+    return 0
+
+
+@kernel
+def copy(ip: int, cx: int) -> int:
+    """Rows from one place to another; the block's last step alone with LAST."""
+    never_inline()
+    at, at_step = locate(cx, field(ip, SOURCE)), field(ip, SOURCE_STEP)
+    if field(ip, LAST) != 0:
+        at += (word(cx + STEPS) - 1) * at_step
+    to = locate(cx, field(ip, TARGET))
+    copy_rows(
+        to, field(ip, TARGET_STEP), field(ip, TARGET_ROW), at, at_step, field(ip, SOURCE_ROW),
+        field(ip, BYTES), steps(ip, cx, TIMED), field(ip, ROWS),
+    )  # fmt: skip
+    return 0
+
+
+TOKENS, TOKEN_STRIDE, TOKEN_BYTES = int(Embed.TOKENS), int(Embed.TOKEN_STRIDE), int(Embed.TOKEN_BYTES)
+PER_ROW, EMBEDDED, EMBEDDED_STRIDE = int(Embed.PER_ROW), int(Embed.OUT), int(Embed.OUT_STRIDE)
+TABLE, TABLE_STRIDE, ENTRY_BYTES = int(Embed.TABLE), int(Embed.TABLE_STRIDE), int(Embed.ENTRY_BYTES)
+VOCABULARY, EMBED_ROWS, EMBED_TIMED = int(Embed.VOCABULARY), int(Embed.ROWS), int(Embed.TIMED)
+
+
+@kernel
+def embed(ip: int, cx: int) -> int:
+    """out[r] = table[tokens[r]]; -V … V-1 are token ids, anything else is a fault."""
+    never_inline()
+    tokens, stride, size = locate(cx, field(ip, TOKENS)), field(ip, TOKEN_STRIDE), field(ip, TOKEN_BYTES)
+    out, out_stride = locate(cx, field(ip, EMBEDDED)), field(ip, EMBEDDED_STRIDE)
+    table, table_stride = locate(cx, field(ip, TABLE)), field(ip, TABLE_STRIDE)
+    entry, vocabulary, per_row = field(ip, ENTRY_BYTES), field(ip, VOCABULARY), field(ip, PER_ROW)
+    rows = steps(ip, cx, EMBED_TIMED) * field(ip, EMBED_ROWS)
+    r = 0
+    while r < rows:
+        j = 0
+        while j < per_row:
+            at = tokens + r * stride + j * size
+            token = word32(at) if size == 4 else word(at)
+            if token < -vocabulary or token >= vocabulary:
+                set_word(cx + FAULT_VALUE, token)
+                set_word(cx + FAULT_LIMIT, vocabulary)
+                return 1
+            if token < 0:
+                token += vocabulary
+            copy_bytes(out + r * out_stride + j * entry, table + token * table_stride, entry)
+            j += 1
+        r += 1
+    return 0
+
+
+def kernels() -> dict[str, Any]:
+    """The kernels of this file by the name the executor calls them."""
+    return {"load": load, "store": store, "copy": copy, "embed": embed}

@@ -1,0 +1,308 @@
+"""Vectors of 16 lanes in machine code: the only kernel file that speaks LLVM IR types.
+
+A vector is always 16 elements, whatever the CPU: LLVM splits it into the registers there are (one of
+AVX-512, two of AVX2, four of NEON for float32; twice as many for float64). So one source serves every
+instruction set, and lane arithmetic, hence every bit of a result, is the same for each of them that
+has a fused multiply-add.
+
+Two faces of the same operations: methods of ``Lanes`` emit IR into a builder (whole inner blocks are
+emitted that way, which compiles several times faster than typed Numba statements), and the intrinsics
+in ``Lanes.intrinsics`` make them callable from jitted Python.
+
+Addresses are int64. Nothing here allocates.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+from ..machine import target
+
+WIDTH = 16  # lanes in a vector
+INT64 = ir.IntType(64)
+INT32 = ir.IntType(32)
+POINTER = ir.PointerType()
+address = types.int64
+
+
+class VectorType(types.Type):
+    """Numba's type of a vector of 16 elements."""
+
+    def __init__(self, element: str) -> None:
+        super().__init__(name=f"vector16_{element}")
+        self.element = element
+
+
+@register_model(VectorType)
+class VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: VectorType) -> None:
+        element = ir.FloatType() if fe_type.element == "float32" else ir.DoubleType()
+        super().__init__(dmm, fe_type, ir.VectorType(element, WIDTH))
+
+
+def pointer(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
+    return b.inttoptr(at, POINTER)
+
+
+def int64(value: int) -> ir.Constant:
+    return ir.Constant(INT64, value)
+
+
+def call(b: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+    """Call an LLVM intrinsic by name."""
+    function_type = ir.FunctionType(result, [a.type for a in arguments])
+    return b.call(cgutils.get_or_insert_function(b.module, function_type, name), arguments)
+
+
+class Lanes:
+    """Emits 16-lane arithmetic of one element type into an IR builder."""
+
+    def __init__(self, element: str) -> None:
+        self.element = element
+        self.dtype = np.dtype(element)
+        self.bytes = self.dtype.itemsize
+        self.vector_bytes = WIDTH * self.bytes
+        self.suffix = "f32" if element == "float32" else "f64"
+        self.scalar: ir.Type = ir.FloatType() if element == "float32" else ir.DoubleType()
+        self.vector = ir.VectorType(self.scalar, WIDTH)
+        self.bits = ir.VectorType(ir.IntType(8 * self.bytes), WIDTH)
+        self.numba_scalar = types.float32 if element == "float32" else types.float64
+        self.numba_vector = VectorType(element)
+
+    def constant(self, value: float) -> ir.Constant:
+        return ir.Constant(self.vector, [float(self.dtype.type(value))] * WIDTH)
+
+    def bit_pattern(self, value: int) -> ir.Constant:
+        return ir.Constant(self.bits, [value] * WIDTH)
+
+    def load(self, b: ir.IRBuilder, at: ir.Value, aligned: bool = True) -> ir.Value:
+        return b.load(pointer(b, at), typ=self.vector, align=64 if aligned else self.bytes)
+
+    def store(self, b: ir.IRBuilder, value: ir.Value, at: ir.Value, aligned: bool = True) -> None:
+        b.store(value, pointer(b, at), align=64 if aligned else self.bytes)
+
+    def splat(self, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = b.insert_element(undefined, x, ir.Constant(INT32, 0))
+        return b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, WIDTH), [0] * WIDTH))
+
+    def broadcast(self, b: ir.IRBuilder, at: ir.Value) -> ir.Value:
+        """All lanes = the one element at an address."""
+        return self.splat(b, b.load(pointer(b, at), typ=self.scalar, align=self.bytes))
+
+    def fma(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        """x·y + z, rounded once where the hardware can (llvm.fma would call a library where it cannot)."""
+        if not target().fma:
+            return b.fadd(b.fmul(x, y), z)
+        return call(b, f"llvm.fma.v{WIDTH}{self.suffix}", self.vector, [x, y, z])
+
+    def unary(self, b: ir.IRBuilder, name: str, x: ir.Value) -> ir.Value:
+        return call(b, f"llvm.{name}.v{WIDTH}{self.suffix}", self.vector, [x])
+
+    def copysign(self, b: ir.IRBuilder, magnitude: ir.Value, sign: ir.Value) -> ir.Value:
+        return call(b, f"llvm.copysign.v{WIDTH}{self.suffix}", self.vector, [magnitude, sign])
+
+    def maximum(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        """max(x, y); y where either is NaN, so that a bound as x lets NaN through (and is one instruction)."""
+        return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+    def minimum(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        """min(x, y); y where either is NaN."""
+        return b.select(b.fcmp_ordered("<", x, y), x, y)
+
+    def first_lanes(self, b: ir.IRBuilder, count: ir.Value, x: ir.Value, otherwise: ir.Value) -> ir.Value:
+        """x in the first ``count`` (int64) lanes, ``otherwise`` in the others."""
+        lane_type = ir.VectorType(INT64, WIDTH)
+        lane = ir.Constant(lane_type, list(range(WIDTH)))
+        undefined = ir.Constant(lane_type, ir.Undefined)
+        first = b.insert_element(undefined, count, ir.Constant(INT32, 0))
+        limit = b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, WIDTH), [0] * WIDTH))
+        return b.select(b.icmp_signed("<", lane, limit), x, otherwise)
+
+    def reduce_max(self, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+        return self._fold(b, x, lambda left, right: self.maximum(b, left, right))
+
+    def reduce_add(self, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+        """Sum of the lanes in one fixed order: halves, quarters, …"""
+        return self._fold(b, x, lambda left, right: b.fadd(left, right))
+
+    def _fold(self, b: ir.IRBuilder, x: ir.Value, join: Any) -> ir.Value:
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        half = WIDTH // 2
+        while half:
+            pick = [*range(half, 2 * half), *([0] * (WIDTH - half))]
+            x = join(x, b.shuffle_vector(x, undefined, ir.Constant(ir.VectorType(INT32, WIDTH), pick)))
+            half //= 2
+        return b.extract_element(x, ir.Constant(INT32, 0))
+
+    def intrinsic(self, emit: Any, arguments: str, result: str) -> Any:
+        """Make an emitter callable from jitted code.
+
+        ``arguments`` and ``result``: one letter a value: v vector, s scalar, a address or integer, '' nothing.
+        """
+        letters = {"v": self.numba_vector, "s": self.numba_scalar, "a": address}
+        signature_types = [letters[letter] for letter in arguments]
+        result_type = letters[result] if result else types.void
+
+        def code(context: Any, b: ir.IRBuilder, signature: Any, values: Any) -> Any:
+            value = emit(b, *values)
+            return value if result else context.get_dummy_value()
+
+        return _INTRINSIC_BY_ARITY[len(signature_types)](result_type(*signature_types), code)
+
+
+def _intrinsic_0(signature: Any, code: Any) -> Any:
+    @intrinsic
+    def emitted(typing_context: Any) -> Any:
+        return signature, code
+
+    return emitted
+
+
+def _intrinsic_1(signature: Any, code: Any) -> Any:
+    @intrinsic
+    def emitted(typing_context: Any, a: Any) -> Any:
+        return signature, code
+
+    return emitted
+
+
+def _intrinsic_2(signature: Any, code: Any) -> Any:
+    @intrinsic
+    def emitted(typing_context: Any, a: Any, b: Any) -> Any:
+        return signature, code
+
+    return emitted
+
+
+def _intrinsic_3(signature: Any, code: Any) -> Any:
+    @intrinsic
+    def emitted(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+        return signature, code
+
+    return emitted
+
+
+def _intrinsic_4(signature: Any, code: Any) -> Any:
+    @intrinsic
+    def emitted(typing_context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+        return signature, code
+
+    return emitted
+
+
+def _intrinsic_8(signature: Any, code: Any) -> Any:
+    @intrinsic
+    def emitted(typing_context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+        return signature, code
+
+    return emitted
+
+
+def _intrinsic_11(signature: Any, code: Any) -> Any:
+    @intrinsic
+    def emitted(
+        typing_context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any, j: Any, k: Any
+    ) -> Any:
+        return signature, code
+
+    return emitted
+
+
+# Numba reads an intrinsic's arity off its Python signature, so each arity needs a function of its own.
+_INTRINSIC_BY_ARITY = {
+    0: _intrinsic_0,
+    1: _intrinsic_1,
+    2: _intrinsic_2,
+    3: _intrinsic_3,
+    4: _intrinsic_4,
+    8: _intrinsic_8,
+    11: _intrinsic_11,
+}
+
+
+@functools.cache
+def lanes(element: str) -> Lanes:
+    """The Lanes of an element type ('float32' or 'float64'), made once."""
+    return Lanes(element)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words and bytes: what every kernel needs to read instructions and move rows
+
+
+def _word_load(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
+    return b.load(pointer(b, at), typ=INT64, align=8)
+
+
+def _word_store(b: ir.IRBuilder, at: ir.Value, value: ir.Value) -> None:
+    b.store(value, pointer(b, at), align=8)
+
+
+def _word32_load(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
+    return b.sext(b.load(pointer(b, at), typ=INT32, align=4), INT64)
+
+
+def _copy_bytes(b: ir.IRBuilder, to: ir.Value, at: ir.Value, count: ir.Value) -> None:
+    call(
+        b, "llvm.memmove.p0.p0.i64", ir.VoidType(), [pointer(b, to), pointer(b, at), count, ir.Constant(ir.IntType(1), 0)]
+    )
+
+
+def _never_inline(b: ir.IRBuilder) -> None:
+    """Keep a kernel a function of its own: registers and code size stay its own business."""
+    b.function.attributes.add("noinline")
+
+
+def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
+    """Treat denormals as zero from here on; the control word to restore afterwards."""
+    if target().triple.startswith("x86_64"):
+        slot = b.alloca(INT32)
+        call(b, "llvm.x86.sse.stmxcsr", ir.VoidType(), [slot])
+        before = b.load(slot, typ=INT32)
+        b.store(b.or_(before, ir.Constant(INT32, 0x8040)), slot)  # FTZ | DAZ
+        call(b, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [slot])
+        return b.zext(before, INT64)
+    if target().triple.startswith(("aarch64", "arm64")):
+        before = call(b, "llvm.aarch64.get.fpcr", INT64, [])
+        call(b, "llvm.aarch64.set.fpcr", ir.VoidType(), [b.or_(before, int64(1 << 24))])  # FZ
+        return before
+    return int64(0)
+
+
+def _restore_denormals(b: ir.IRBuilder, before: ir.Value) -> None:
+    if target().triple.startswith("x86_64"):
+        slot = b.alloca(INT32)
+        b.store(b.trunc(before, INT32), slot)
+        call(b, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [slot])
+    elif target().triple.startswith(("aarch64", "arm64")):
+        call(b, "llvm.aarch64.set.fpcr", ir.VoidType(), [before])
+
+
+def _invoke(b: ir.IRBuilder, function: ir.Value, argument: ir.Value) -> ir.Value:
+    """Call a C function int64(int64) by its address: callers need not carry a copy of its code."""
+    function_type = ir.FunctionType(INT64, [INT64])
+    return b.call(b.inttoptr(function, function_type.as_pointer()), [argument])
+
+
+def _bits_to_float(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    return b.bitcast(bits, ir.DoubleType())
+
+
+_integers = lanes("float32")  # only its intrinsic() is used: the letters here are all integers
+word = _integers.intrinsic(_word_load, "a", "a")
+set_word = _integers.intrinsic(_word_store, "aa", "")
+word32 = _integers.intrinsic(_word32_load, "a", "a")
+copy_bytes = _integers.intrinsic(_copy_bytes, "aaa", "")
+never_inline = _integers.intrinsic(_never_inline, "", "")
+flush_denormals = _integers.intrinsic(_flush_denormals, "", "a")
+invoke = _integers.intrinsic(_invoke, "aa", "a")
+float64_of_bits = lanes("float64").intrinsic(_bits_to_float, "a", "s")
+restore_denormals = _integers.intrinsic(_restore_denormals, "a", "")
