@@ -48,6 +48,7 @@ class Copy(IntEnum):
     TIMED = 9
     LAST = 10  # take the block's last step of a timed source
     PORT = 11
+    ONCE = 12  # in the first block of a call only
 
 
 class Embed(IntEnum):
@@ -198,11 +199,11 @@ class Context(IntEnum):
     ARENA = 1
     CONSTANTS = 2
     EXECUTOR = 3  # address of the compiled executor
-    PROLOGUE = 4  # instructions that run once a call; 0: none
+    START = 4  # steps of the caller's arrays that earlier calls have dealt with
     STEPS = 5  # of this block
     TOTAL = 6  # steps of this call
     BLOCK = 7  # steps a block has room for
-    DONE = 8  # steps of this call before this block
+    DONE = 8  # steps of the caller's arrays before this block
     PARITY = 9  # steps since the beginning, for the zig-zag walk
     STATE_BYTES = 10
     SHADOW = 11  # where the state is kept while a call that may fail runs; 0: it cannot fail

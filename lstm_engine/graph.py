@@ -207,7 +207,7 @@ def live_nodes(nodes: Iterable[Node], wanted: set[str]) -> tuple[Node, ...]:
 
 
 def _read_only(value: np.ndarray) -> np.ndarray:
-    view: np.ndarray = value.view()
+    view: np.ndarray = np.asarray(value).view()
     view.flags.writeable = False
     return view
 

@@ -34,7 +34,7 @@ from .machine import cache_folder, target
 log = logging.getLogger(__name__)
 
 #: No reassociation (results keep one order), no no-NaN promise; division by zero as IEEE says.
-_FLAGS: Final[dict[str, Any]] = {"error_model": "numpy", "boundscheck": False}
+_FLAGS: Final[dict[str, Any]] = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
 _MAGIC: Final = b"lstm_engine compiled code 1\n"
 _MAX_CACHE_FILES: Final = 64
 

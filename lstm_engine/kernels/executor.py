@@ -32,9 +32,10 @@ CALL_SIGNATURE = types.int64(types.int64)
 HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX = (int(code) for code in Opcode)
 SIZE = INSTRUCTION_BYTES
 (
-    CODE, ARENA, CONSTANTS, EXECUTOR, PROLOGUE, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
+    CODE, ARENA, CONSTANTS, EXECUTOR, START, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
     FAULT_VALUE, FAULT_LIMIT, PORTS,
 ) = (int(w) * 8 for w in Context)  # fmt: skip
+MOST_AXES = 8
 FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
 SECOND_PORT = FIRST_PORT + PORT_WORDS * 8
 
@@ -99,21 +100,20 @@ def run(code, cx):  # type: ignore[no-untyped-def]
 
 
 def call(cx):  # type: ignore[no-untyped-def]
-    """One call: the prologue, then block after block; on a fault the state is put back as it was."""
+    """One call, block after block; on a fault the state is put back as it was."""
     control = flush_denormals()
     total, block = word(cx + TOTAL), word(cx + BLOCK)
     arena, shadow, state_bytes = word(cx + ARENA), word(cx + SHADOW), word(cx + STATE_BYTES)
     if shadow != 0:
         copy_bytes(arena + shadow, arena, state_bytes)
     parity = word(cx + PARITY)
+    start = word(cx + START)
     fault = 0
-    if word(cx + PROLOGUE) != 0:
-        fault = run(word(cx + PROLOGUE), cx)
     done = 0
     while done < total and fault == 0:
         n = min(block, total - done)
         set_word(cx + STEPS, n)
-        set_word(cx + DONE, done)
+        set_word(cx + DONE, start + done)
         fault = run(word(cx + CODE), cx)
         done += n
         set_word(cx + PARITY, parity + done)
@@ -143,9 +143,13 @@ def executor(element: str) -> Compiled:
 
 @functools.cache
 def entry(x_bytes: int, out_bytes: int, nogil: bool) -> Callable[[int, Any, Any], int]:
-    """enter() for item sizes of the two arrays (4 or 8 bytes)."""
+    """enter() for item sizes of the two arrays (4 or 8 bytes), of at most MOST_AXES axes each.
+
+    Unboxing writes the array's own number of sizes and strides whatever was declared, so the declared type has
+    room for more axes than any array that is passed; of what arrives only the data address is used.
+    """
     by_size = {4: types.float32, 8: types.float64}
-    x_type, out_type = (types.Array(by_size[size], 1, "A") for size in (x_bytes, out_bytes))
+    x_type, out_type = (types.Array(by_size[size], MOST_AXES, "A") for size in (x_bytes, out_bytes))
     name = f"enter-{x_bytes}{out_bytes}{'-nogil' if nogil else ''}"
     return Compiled(name, types.int64(types.int64, x_type, out_type), lambda progress: enter, nogil).load()
 

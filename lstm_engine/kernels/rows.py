@@ -50,7 +50,9 @@ def copy_rows(to, to_step, to_row, at, at_step, at_row, count, steps_, rows):  #
 
 SOURCE, SOURCE_STEP, SOURCE_ROW = int(Copy.SOURCE), int(Copy.SOURCE_STEP), int(Copy.SOURCE_ROW)
 TARGET, TARGET_STEP, TARGET_ROW = int(Copy.TARGET), int(Copy.TARGET_STEP), int(Copy.TARGET_ROW)
-BYTES, ROWS, TIMED, LAST, PORT = (int(f) for f in (Copy.BYTES, Copy.ROWS, Copy.TIMED, Copy.LAST, Copy.PORT))
+BYTES, ROWS, TIMED, LAST, PORT, ONCE = (
+    int(f) for f in (Copy.BYTES, Copy.ROWS, Copy.TIMED, Copy.LAST, Copy.PORT, Copy.ONCE)
+)
 
 
 @kernel
@@ -87,8 +89,10 @@ def store(ip: int, cx: int) -> int:
 
 @kernel
 def copy(ip: int, cx: int) -> int:
-    """Rows from one place to another; the block's last step alone with LAST."""
+    """Rows from one place to another; the block's last step alone with LAST, at the call's beginning with ONCE."""
     never_inline()
+    if field(ip, ONCE) != 0 and word(cx + DONE) != 0:
+        return 0
     at, at_step = locate(cx, field(ip, SOURCE)), field(ip, SOURCE_STEP)
     if field(ip, LAST) != 0:
         at += (word(cx + STEPS) - 1) * at_step

@@ -252,7 +252,10 @@ def _word32_load(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
 
 def _copy_bytes(b: ir.IRBuilder, to: ir.Value, at: ir.Value, count: ir.Value) -> None:
     call(
-        b, "llvm.memmove.p0.p0.i64", ir.VoidType(), [pointer(b, to), pointer(b, at), count, ir.Constant(ir.IntType(1), 0)]
+        b,
+        "llvm.memmove.p0.p0.i64",
+        ir.VoidType(),
+        [pointer(b, to), pointer(b, at), count, ir.Constant(ir.IntType(1), 0)],
     )
 
 

@@ -1,0 +1,218 @@
+"""Joins a Program and the executor: an arena, a context, and the call between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from .encoding import INSTRUCTION_BYTES, PORT_WORDS, Context, Port as PortWord, port_word
+from .errors import InputError, LstmEngineError
+from .program.arena import CANARY_BYTES
+from .program.packing import aligned_empty
+from .program.program import HostCall, HostOperand, Port, Program, Rows, StateSlot, Stretch
+from .reference import evaluate
+
+#: Programs estimated below this many seconds keep the interpreter lock: giving it up beside a busy Python thread
+#: stalls a step by milliseconds, keeping it costs others less than their own switch interval.
+TINY: Final = 5e-6
+BYTES_PER_SECOND: Final = 60e9  # read bandwidth of a second-level cache, roughly
+OPERATIONS_PER_SECOND: Final = 40e9
+CANARY: Final = 0xA5
+
+
+def step_seconds(program: Program) -> float:
+    """Rough time of one step."""
+    weights = sum(i.weight_bytes for i in program.listing)
+    operations = sum(i.operations for i in program.listing)
+    return max(weights / BYTES_PER_SECOND, operations / OPERATIONS_PER_SECOND)
+
+
+class Runner:
+    """One arena and the context that runs a program over it; serves one caller at a time."""
+
+    def __init__(self, program: Program) -> None:
+        from .kernels import executor
+
+        self.program = program
+        self.arena = aligned_empty((program.arena_bytes,), np.uint8)
+        self.arena[:] = 0
+        self.code = aligned_empty(program.code.shape, np.int64)
+        self.code[...] = program.code
+        ports = max(2, len(program.inputs) + len(program.outputs))
+        self.context = aligned_empty((int(Context.PORTS) + PORT_WORDS * ports,), np.int64)
+        self.context[:] = 0
+        words = {
+            Context.CODE: self.code.ctypes.data,
+            Context.ARENA: self.arena.ctypes.data,
+            Context.EXECUTOR: executor.executor(program.element).address(),
+            Context.BLOCK: program.block,
+            Context.STATE_BYTES: program.state_bytes,
+            Context.SHADOW: program.shadow,
+        }
+        for word, value in words.items():
+            self.context[word] = value
+        self.address = int(self.context.ctypes.data)
+        self.tiny = step_seconds(program) < TINY
+        self.enter = executor.context_entry(nogil=True)
+        self.owner = 0  # whose free-list it returns to
+        for at in program.canaries:
+            self.arena[at : at + CANARY_BYTES] = CANARY
+        self.reset()
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Put every state back to where the model starts."""
+        self.arena[: self.program.state_bytes] = 0
+        for slot in self.program.slots:
+            if slot.initial is not None:
+                self.slot_rows(slot)[...] = slot.initial
+
+    def slot_rows(self, slot: StateSlot) -> np.ndarray:
+        """View [B, width] of a state in the arena."""
+        strides = (slot.stride, slot.dtype.itemsize)
+        offset = slot.place.buffer.offset + slot.place.offset
+        return np.ndarray((slot.rows, slot.width), slot.dtype, self.arena.data, offset, strides)
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    def bind(self, port: Port, array: np.ndarray, steps: int) -> None:
+        """Point a port at an array whose axes lie in the order of memory the port asks for."""
+        base = port_word(port.index, PortWord.ADDRESS)
+        rows = int(np.prod([port.shape[i] for i in port.batch], dtype=np.int64))
+        count = array.size // max(rows * (steps if port.time is not None else 1), 1)
+        row = count * array.itemsize
+        self.context[base] = array.ctypes.data
+        self.context[base + 1] = row * rows
+        self.context[base + 2] = row
+
+    def bind_step(self, port: Port, address: int, row_bytes: int, step_bytes: int) -> None:
+        """Point a port at memory laid out step by step, row by row."""
+        base = port_word(port.index, PortWord.ADDRESS)
+        self.context[base : base + 3] = (address, step_bytes, row_bytes)
+
+    def unbind(self, port: Port) -> None:
+        """An output nobody asks for."""
+        self.context[port_word(port.index, PortWord.ADDRESS)] = 0
+
+    def run(self, steps: int) -> None:
+        """All steps of a call, through ports bound before.
+
+        Raises InputError for a token or length out of range; a streamed program's state is then as it was.
+        """
+        if self.program.hosts:
+            self._run_stages(steps)
+        else:
+            self.context[Context.TOTAL] = steps
+            fault = self.enter(self.address)
+            if fault:
+                raise self.fault(fault)
+        if self.program.canaries:
+            self._check_canaries()
+
+    def _run_stages(self, steps: int) -> None:
+        """Host calls in between: Python walks the blocks."""
+        program = self.program
+        before = self.arena[: program.state_bytes].copy()
+        self.context[Context.SHADOW] = 0
+        done = 0
+        try:
+            while done < steps:
+                n = min(program.block, steps - done)
+                self.context[Context.TOTAL], self.context[Context.START] = n, done
+                self.context[Context.STEPS] = n
+                for stage in program.stages:
+                    if isinstance(stage, Stretch):
+                        self.context[Context.CODE] = self.code.ctypes.data + stage.first * INSTRUCTION_BYTES
+                        fault = self.enter(self.address)
+                        if fault:
+                            raise self.fault(fault)
+                    else:
+                        self._run_host(stage, n)
+                done += n
+        except BaseException:
+            self.arena[: program.state_bytes] = before
+            raise
+        finally:
+            self.context[Context.START] = 0
+            self.context[Context.CODE] = self.code.ctypes.data
+
+    def _run_host(self, call: HostCall, steps: int) -> None:
+        arrays = [self._logical(o, steps) if isinstance(o, HostOperand) else o for o in call.inputs]
+        for operand, result in zip(call.outputs, evaluate(call.node, arrays), strict=False):
+            if operand is not None:
+                view, order = self._physical(operand, steps)
+                spread = result.reshape([self._size(atom, steps) for axis in operand.axes for atom in axis])
+                view[...] = spread.transpose(order).reshape(view.shape)
+
+    def _logical(self, operand: HostOperand, steps: int) -> np.ndarray:
+        view, order = self._physical(operand, steps)
+        sizes = [[self._size(atom, steps) for atom in axis] for axis in operand.axes]
+        flat = [size for axis in sizes for size in axis]
+        back = np.argsort(order) if order else []
+        spread = np.broadcast_to(view, self._full(operand, steps, view.shape)).reshape([flat[i] for i in order])
+        moved: np.ndarray = np.ascontiguousarray(spread.transpose(back))
+        return moved.reshape([int(np.prod(axis, dtype=np.int64)) for axis in sizes])
+
+    def _full(self, operand: HostOperand, steps: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+        atoms = {atom for axis in operand.axes for atom in axis}
+        timed = steps if set(self.program.time) & atoms else 1
+        batched = self.program.batch if set(self.program.batch_atoms) & atoms else 1
+        return (max(timed, shape[0]), max(batched, shape[1]), shape[2])
+
+    def _physical(self, operand: HostOperand, steps: int) -> tuple[np.ndarray, list[int]]:
+        """View [T, B, width] of an operand, and its logical atoms in the order of memory."""
+        atoms = [atom for axis in operand.axes for atom in axis]
+        program = self.program
+        leading = [a for a in program.time if a in atoms]
+        batch = list(program.batch_atoms) if set(program.batch_atoms) <= set(atoms) else []
+        rest = [a for a in atoms if a not in leading and a not in batch]
+        return self._view(operand.rows, steps), [atoms.index(a) for a in (*leading, *batch, *rest)]
+
+    def _view(self, rows: Rows, steps: int) -> np.ndarray:
+        from .program.program import Place
+
+        per_step = self.program.batch if rows.batched else 1
+        shape = (steps if rows.timed else 1, per_step, rows.width)
+        strides = (per_step * rows.stride, rows.stride, rows.dtype.itemsize)
+        if isinstance(rows.place, Place):
+            offset = rows.place.buffer.offset + rows.place.offset
+            return np.ndarray(shape, rows.dtype, self.arena.data, offset, strides)
+        raw = rows.place.array.reshape(-1).view(np.uint8)
+        return np.ndarray(shape, rows.dtype, raw.data, rows.place.offset, strides)
+
+    def _size(self, atom: int, steps: int) -> int:
+        return steps if atom in self.program.time else self.program.time_sizes[atom]
+
+    def fault(self, code: int) -> LstmEngineError:
+        """The error of a fault code, with the place it happened at."""
+        index = (int(self.context[Context.FAULT_AT]) - int(self.code.ctypes.data)) // INSTRUCTION_BYTES
+        node = self.program.listing[index].node
+        value, limit = int(self.context[Context.FAULT_VALUE]), int(self.context[Context.FAULT_LIMIT])
+        if code == 1:
+            return InputError(f"{node}: index {value} is out of range, expected {-limit} to {limit - 1}; nothing was done")
+        return InputError(f"{node}: a sequence length lies outside 0 to T; nothing was done")
+
+    def _check_canaries(self) -> None:
+        for at in self.program.canaries:
+            if (self.arena[at : at + CANARY_BYTES] != CANARY).any():
+                raise AssertionError(f"bytes behind the buffer that ends at {at} were overwritten")
+
+
+def physical_order(array: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """The array with its axes in another order, contiguous."""
+    if tuple(order) == tuple(range(array.ndim)):
+        return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array.transpose(order))
+
+
+def logical_order(array: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """The inverse of physical_order()."""
+    if tuple(order) == tuple(range(array.ndim)):
+        return array
+    back: Any = np.argsort(order)
+    return np.ascontiguousarray(array.transpose(back))
+
+

@@ -1,0 +1,363 @@
+"""load and Model: a trained network, ready to run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from . import reference
+from .engine import Runner, logical_order, physical_order
+from .errors import InputError, ModelFormatError, UnsupportedModelError, listed
+from .formats import read
+from .graph import Graph, TensorSpec
+from .passes.modernise import modernise
+from .passes.shapes import fold
+from .program.packing import Store
+from .program.plan import Lowered, Streamable, element_type, find_states, lower_run, lower_stream
+from .program.program import Port
+
+if TYPE_CHECKING:
+    from .stream import Stream
+
+Path = str | os.PathLike[str]
+PRECISIONS: Final = ("float32",)
+_MOST_PROGRAMS: Final = 16  # kept at a time, least recently used first to go
+_MOST_RUNNERS: Final = 4  # idle arenas kept a program
+
+
+def load(
+    path: Path | bytes,
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    states: Mapping[str, str] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+    batch_first: bool | None = None,
+    nonlinearity: str | None = None,
+    layers: Sequence[Mapping[str, Any]] | None = None,
+) -> Model:
+    """Load a trained network from an .onnx or .npz file (or its bytes).
+
+    ``precision``: None for the file's own, or "float32". ``threads``: at most this many (1 is what runs today).
+    ``states``: {input: output} pairs a stream carries, beside those found by themselves. ``constants``: inputs
+    that never change. ``prefix``, ``batch_first``, ``nonlinearity``, ``layers``: what a file of bare weights
+    cannot say (a PyTorch state_dict, Keras weights).
+
+    Raises OSError, ModelFormatError (damaged, contradictory), UnsupportedModelError (names node, operator and
+    attribute), StateError, ValueError for keywords out of range.
+    """
+    if precision not in (None, *PRECISIONS):
+        raise UnsupportedModelError(f"precision={precision!r} is not available; expected None or one of {PRECISIONS}")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads={threads!r}: expected a positive number or None")
+    graph = read(path, prefix=prefix, batch_first=batch_first, nonlinearity=nonlinearity, layers=layers)
+    graph = fold(modernise(graph))
+    if constants:
+        graph = fold(bind_constants(graph, constants))
+    faults = reference.unsupported(graph)
+    if faults:
+        raise UnsupportedModelError(listed(f"{graph.origin}: not implemented", faults))
+    element = element_type(graph)
+    if precision == "float32" and element == "float64":
+        raise UnsupportedModelError(f"{graph.origin}: a float64 model runs in float64; precision='float32' is not available")
+    return Model(graph, element, states)
+
+
+def bind_constants(graph: Graph, constants: Mapping[str, Any]) -> Graph:
+    """The graph with some inputs fixed for good.
+
+    Raises InputError for names that are no inputs or values that do not fit them.
+    """
+    specs = {spec.name: spec for spec in graph.inputs}
+    faults = [f"'{name}' is not an input" for name in constants if name not in specs]
+    if faults:
+        raise InputError(listed(f"constants= of {graph.origin} (inputs: {', '.join(specs)})", faults))
+    values = {name: converted(specs[name], value) for name, value in constants.items()}
+    kept = [spec for spec in graph.inputs if spec.name not in constants]
+    return graph.with_nodes(graph.nodes, {**graph.constants, **values}, inputs=kept)
+
+
+def converted(spec: TensorSpec, value: Any) -> np.ndarray:
+    """A feed in the input's own dtype, in native byte order.
+
+    Any real dtype becomes a float by rounding; floats to an integer input are refused, integers range-checked.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as fault:
+        raise InputError(f"input '{spec}': the feed is no rectangular array ({fault})") from fault
+    want = np.dtype(spec.dtype)
+    if array.dtype == want and array.dtype.isnative:
+        return array
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"input '{spec}': expected {want}, got {array.dtype}; feed real numbers")
+    if want.kind in "iu" and array.dtype.kind == "f":
+        raise InputError(f"input '{spec}': expected integers, got {array.dtype}; convert them where you know how")
+    if want.kind == "b" and array.dtype.kind != "b":
+        raise InputError(f"input '{spec}': expected bool, got {array.dtype}")
+    if want.kind in "iu" and array.size:
+        bounds = np.iinfo(want)
+        if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
+            raise InputError(f"input '{spec}': values {array.min()} to {array.max()} do not fit {want}")
+    with np.errstate(over="ignore"):
+        result: np.ndarray = array.astype(want)
+    return result
+
+
+class Model:
+    """A trained network. May be used from many threads at once.
+
+    ``inputs``, ``outputs``: TensorSpecs. ``states``: (input, output) pairs that a stream carries by itself.
+    ``metadata``: what the file says about itself (a vocabulary, for one).
+    """
+
+    def __init__(self, graph: Graph, element: str, states: Mapping[str, str] | None = None) -> None:
+        self.graph = graph
+        self.element = element
+        self.inputs = graph.inputs
+        self.outputs = graph.outputs
+        self.metadata = graph.metadata
+        self.store = Store()
+        self._declared = dict(states or {})
+        self._programs: OrderedDict[Any, Lowered] = OrderedDict()
+        self._idle: dict[int, list[Runner]] = {}
+        self._streamables: dict[Any, Streamable] = {}
+        self._lock = threading.Lock()
+        self._states: tuple[tuple[str, str], ...] | None = None
+        self._fingerprint: str | None = None
+        if self._declared:
+            find_states(graph, self._declared)  # faults in states= are errors of load
+
+    def __repr__(self) -> str:
+        ins, outs = "; ".join(map(str, self.inputs)), "; ".join(map(str, self.outputs))
+        return f"Model({self.graph.origin}: {ins} → {outs})"
+
+    @property
+    def states(self) -> tuple[tuple[str, str], ...]:
+        """Recognised pairs (input, output): the input is the output's past, and a stream carries it."""
+        if self._states is None:
+            try:
+                pairs = find_states(self.graph, self._declared)
+            except (ModelFormatError, UnsupportedModelError):
+                pairs = ()
+            self._states = tuple((pair.input, pair.output) for pair in pairs)
+        return self._states
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the network: nodes, shapes and weights."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.graph)
+        return self._fingerprint
+
+    def run(self, feeds: Any, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Run whole sequences.
+
+        ``feeds``: {input name: array}, or one array where the model has one required input. Optional inputs may
+        be left out. ``outputs``: names of those wanted, None for all. Returns {output name: fresh array}.
+
+        Raises InputError listing every fault of the feeds.
+        """
+        wanted = self._wanted(outputs)
+        arrays = self._checked(self._named(feeds))
+        if any(0 in array.shape for array in arrays.values()):
+            return self._run_empty(arrays, wanted)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        lowered = self._lowered(shapes)
+        runner = self._take(lowered)
+        try:
+            return self._run_with(runner, lowered, arrays, wanted)
+        finally:
+            self._give_back(runner)
+
+    def stream(self, batch: int = 1, constants: Mapping[str, Any] | None = None) -> Stream:
+        """A stream of ``batch`` rows: owns state and buffers, shares the weights.
+
+        Raises StreamingError naming the node if the model needs the whole sequence at once.
+        """
+        from .stream import Stream
+
+        return Stream(self, batch, constants)
+
+    def streamable(self, graph: Graph, batch: int, constants: Any = ()) -> Streamable:
+        """The lowered form of a stream, shared by all streams of the same batch and constants."""
+        key = ("stream", batch, fingerprint(graph) if constants else "")
+        with self._lock:
+            if key in self._streamables:
+                return self._streamables[key]
+        lowered = lower_stream(graph, batch, self._declared, self.store, self.element)
+        with self._lock:
+            return self._streamables.setdefault(key, lowered)
+
+    def save(self, path: Path) -> None:
+        """Write the whole network to the engine's own .npz; loading it never imports onnx."""
+        from .formats.native import write_native
+
+        write_native(self.graph, path)
+
+    # --- feeds -------------------------------------------------------------------------------------------------------
+
+    def _wanted(self, outputs: Sequence[str] | None) -> tuple[str, ...]:
+        names = tuple(spec.name for spec in self.outputs)
+        if outputs is None:
+            return names
+        unknown = [f"'{name}' is not an output" for name in outputs if name not in names]
+        if unknown:
+            raise InputError(listed(f"outputs of {self.graph.origin} (it has {', '.join(names)})", unknown))
+        return tuple(outputs)
+
+    def _named(self, feeds: Any) -> Mapping[str, Any]:
+        if isinstance(feeds, Mapping):
+            return feeds
+        required = [spec.name for spec in self.inputs if not spec.optional]
+        if len(required) != 1:
+            raise InputError(f"feeds: expected {{name: array}} for inputs {', '.join(required)}, got one {type(feeds).__name__}")
+        return {required[0]: feeds}
+
+    def _checked(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """All feeds as arrays of the right dtype and shape, zeros for optional inputs left out."""
+        specs = {spec.name: spec for spec in self.inputs}
+        faults = [f"'{name}' is not an input" for name in feeds if name not in specs]
+        faults += [f"'{spec}' is missing" for spec in self.inputs if spec.name not in feeds and not spec.optional]
+        arrays: dict[str, np.ndarray] = {}
+        for name in specs:
+            if name in feeds:
+                try:
+                    arrays[name] = converted(specs[name], feeds[name])
+                except InputError as fault:
+                    faults.append(str(fault))
+        faults += shape_faults([specs[name] for name in arrays], arrays)
+        if faults:
+            expected = "; ".join(map(str, self.inputs))
+            raise InputError(listed(f"feeds of {self.graph.origin} (inputs: {expected})", faults))
+        return reference.completed(self.graph, arrays) if len(arrays) < len(specs) else arrays
+
+    def _run_empty(self, arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """No steps or no rows: empty outputs of the right shape, by the definition."""
+        results = reference.run(self.graph, arrays, dtype=self.element, outputs=wanted)
+        return {name: np.array(value) for name, value in results.items()}
+
+    # --- programs ----------------------------------------------------------------------------------------------------
+
+    def _lowered(self, shapes: Mapping[str, tuple[int, ...]]) -> Lowered:
+        """The program for these shapes; one serves any number of steps where the model looks only back."""
+        exact = tuple(sorted(shapes.items()))
+        with self._lock:
+            for key in (exact, *self._open_keys(shapes)):
+                if key in self._programs:
+                    self._programs.move_to_end(key)
+                    return self._programs[key]
+        lowered = lower_run(self.graph, shapes, self.store, self.element)
+        key = _masked(shapes, lowered.time_axes) if lowered.program.causal else exact
+        with self._lock:
+            self._programs[key] = lowered
+            while len(self._programs) > _MOST_PROGRAMS:
+                _, old = self._programs.popitem(last=False)
+                self._idle.pop(id(old), None)
+        return lowered
+
+    def _open_keys(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Any]:
+        axes = {tuple(sorted(low.time_axes.items())) for low in self._programs.values() if low.program.causal}
+        keys = []
+        for each in axes:
+            time_axes = dict(each)
+            steps = {shapes[name][axis] for name, axis in time_axes.items() if axis is not None}
+            if len(steps) == 1:
+                keys.append(_masked(shapes, time_axes))
+        return keys
+
+    def _take(self, lowered: Lowered) -> Runner:
+        with self._lock:
+            idle = self._idle.setdefault(id(lowered), [])
+            if idle:
+                return idle.pop()
+        runner = Runner(lowered.program)
+        runner.owner = id(lowered)
+        return runner
+
+    def _give_back(self, runner: Runner) -> None:
+        with self._lock:
+            idle = self._idle.get(runner.owner)
+            if idle is not None and len(idle) < _MOST_RUNNERS:
+                idle.append(runner)
+
+    def _run_with(
+        self, runner: Runner, lowered: Lowered, arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]
+    ) -> dict[str, np.ndarray]:
+        program = lowered.program
+        steps = next((arrays[n].shape[a] for n, a in lowered.time_axes.items() if a is not None), 1)
+        held = []  # keeps the arrays alive that the ports point at
+        for port in program.inputs:
+            array = physical_order(arrays[port.name], port.order)
+            held.append(array)
+            runner.bind(port, array, steps)
+        made: dict[str, tuple[Port, np.ndarray]] = {}
+        for port in program.outputs:
+            if port.name in wanted:
+                shape = [steps if i == port.time else port.shape[i] for i in port.order]
+                made[port.name] = (port, np.empty(shape, port.dtype))
+                runner.bind(port, made[port.name][1], steps)
+            else:
+                runner.unbind(port)
+        runner.run(steps)
+        return {name: logical_order(array, port.order) for name, (port, array) in ((n, made[n]) for n in wanted)}
+
+
+def shape_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Ranks first, then sizes; named dimensions must agree with one another."""
+    faults = []
+    bound: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        if spec.name not in arrays or spec.shape is None:
+            continue
+        got = arrays[spec.name].shape
+        if len(got) != len(spec.shape):
+            faults.append(f"'{spec}': expected {len(spec.shape)} axes, got {len(got)} (shape {list(got)})")
+            continue
+        for dim, size in zip(spec.shape, got, strict=True):
+            if isinstance(dim, int) and dim != size:
+                faults.append(f"'{spec}': expected size {dim}, got shape {list(got)}")
+                break
+            if isinstance(dim, str):
+                known, where = bound.setdefault(dim, (size, spec.name))
+                if known != size:
+                    faults.append(f"'{spec}': {dim} is {size} here but {known} in '{where}'")
+    return faults
+
+
+def _masked(shapes: Mapping[str, tuple[int, ...]], time_axes: Mapping[str, int | None]) -> Any:
+    """Shapes as a key in which the number of steps does not count."""
+    return tuple(
+        (name, tuple(None if index == time_axes.get(name) else size for index, size in enumerate(shape)))
+        for name, shape in sorted(shapes.items())
+    )
+
+
+def fingerprint(graph: Graph) -> str:
+    """SHA-256 (hex) of a graph: inputs, outputs, nodes in order, weights."""
+    state = hashlib.sha256()
+    for spec in (*graph.inputs, *graph.outputs):
+        state.update(repr((spec.name, np.dtype(spec.dtype).str, spec.shape)).encode())
+    for node in graph.nodes:
+        attributes = sorted((name, _attribute_digest(value)) for name, value in node.attributes.items())
+        state.update(repr((node.op, node.domain, node.inputs, node.outputs, attributes)).encode())
+    for name, value in sorted(graph.constants.items()):
+        little = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False)
+        state.update(repr((name, little.dtype.str, little.shape)).encode())
+        state.update(little.tobytes())
+    return state.hexdigest()
+
+
+def _attribute_digest(value: Any) -> str:
+    if isinstance(value, Graph):
+        return fingerprint(value)
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype.str}{value.shape}{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+    return repr(value)

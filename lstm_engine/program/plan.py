@@ -1,0 +1,180 @@
+"""From a graph and shapes to the Program that serves them best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ..errors import ModelFormatError, StreamingError, UnsupportedModelError
+from ..graph import Graph, TensorSpec
+from ..passes.axes import assign_roles
+from ..passes.shapes import Specialised, specialise
+from ..passes.states import StatePair, pair_states, without_states
+from . import layers as layers
+from . import pointwise as pointwise
+from . import shaping as shaping
+from .lower import Lowering, Plan, block_steps
+from .packing import Store
+from .program import Program
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+#: Sizes that stand in for dimensions a file leaves open: primes, so that none is taken for another.
+PROBES: Final = (7, 3, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
+OTHER_STEPS: Final = 4  # a second number of steps: probe + this
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program and, for each input, the axis that is time in it."""
+
+    program: Program
+    time_axes: Mapping[str, int | None]
+
+
+def lower_run(graph: Graph, shapes: Shapes, store: Store, element: str) -> Lowered:
+    """A program for whole sequences: block by block where the model looks only back, else of exactly these shapes."""
+    known = specialise(graph, shapes)
+    roles = assign_roles(graph, known)
+    time_axes = {spec.name: roles.axis_of(spec.name, roles.time) for spec in graph.inputs}
+    if roles.time:
+        try:
+            program = _independent_of_steps(graph, shapes, time_axes, store, element, streamed=False)
+        except (StreamingError, ModelFormatError, UnsupportedModelError):
+            program = None
+        if program is not None:
+            return Lowered(program, time_axes)
+    plan = Plan(causal=False, streamed=False, block=roles.size(roles.time))
+    return Lowered(Lowering(graph, known, plan, store, element).lower({}), time_axes)
+
+
+def _independent_of_steps(
+    graph: Graph,
+    shapes: Shapes,
+    time_axes: Mapping[str, int | None],
+    store: Store,
+    element: str,
+    streamed: bool,
+    states: Mapping[str, str] | None = None,
+) -> Program | None:
+    """A causal program, or None if lowering for another number of steps gives a different one."""
+    longer = {
+        name: tuple(size + OTHER_STEPS if index == time_axes[name] else size for index, size in enumerate(shape))
+        for name, shape in shapes.items()
+    }
+    programs = []
+    for each in (shapes, longer):
+        known = specialise(graph, each)
+        plan = Plan(True, streamed, block_steps(_batch(graph, known)))
+        programs.append(Lowering(graph, known, plan, store, element).lower(states or {}))
+    return programs[0] if programs[0].structure() == programs[1].structure() else None
+
+
+def _batch(graph: Graph, known: Specialised) -> int:
+    roles = assign_roles(graph, known)
+    return roles.size(roles.batch)
+
+
+@dataclass(frozen=True)
+class Streamable:
+    """A model as a stream sees it: the graph without the states it carries, and the program of one block."""
+
+    graph: Graph
+    pairs: tuple[StatePair, ...]
+    program: Program
+    has_time: bool
+
+
+def probe_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Concrete shapes for all inputs: declared sizes where there are any, distinct primes where not.
+
+    Raises UnsupportedModelError for an input whose rank is unknown.
+    """
+    sizes: dict[str, int] = {}
+    shapes = {}
+    for spec in graph.inputs:
+        if spec.shape is None:
+            raise UnsupportedModelError(f"input '{spec.name}': its rank is unknown, so it cannot be planned for")
+        shapes[spec.name] = tuple(_probe(spec, index, dim, sizes) for index, dim in enumerate(spec.shape))
+    return shapes
+
+
+def _probe(spec: TensorSpec, index: int, dim: int | str | None, sizes: dict[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    key = dim if dim is not None else f"{spec.name}[{index}]"
+    return sizes.setdefault(key, PROBES[len(sizes) % len(PROBES)])
+
+
+def find_states(graph: Graph, declared: Mapping[str, str] | None) -> tuple[StatePair, ...]:
+    """Inputs that are outputs' pasts, at probing shapes."""
+    return pair_states(graph, specialise(graph, probe_shapes(graph)), declared)
+
+
+def lower_stream(
+    graph: Graph, batch: int, declared: Mapping[str, str] | None, store: Store, element: str
+) -> Streamable:
+    """The program of a stream of ``batch`` rows.
+
+    Raises StreamingError if the model needs the whole sequence, naming the node; UnsupportedModelError.
+    """
+    probe = probe_shapes(graph)
+    known = specialise(graph, probe)
+    roles = assign_roles(graph, known)
+    time_axes = {spec.name: roles.axis_of(spec.name, roles.time) for spec in graph.inputs}
+    shapes = {
+        name: tuple(
+            batch if roles.batch and axis == roles.batch else size
+            for axis, size in zip(roles.axes[name], shape, strict=True)
+        )
+        for name, shape in probe.items()
+    }
+    if not roles.batch and batch != 1:
+        shapes = _widened(graph, probe, batch)
+    known = specialise(graph, shapes)
+    pairs = pair_states(graph, known, declared)
+    inner = without_states(graph, pairs)
+    states = {pair.input: pair.output for pair in pairs if not pair.cells}
+    shapes = {spec.name: shapes[spec.name] for spec in inner.inputs}
+    if roles.time and _open(graph, time_axes):
+        program = _independent_of_steps(inner, shapes, time_axes, store, element, streamed=True, states=states)
+        if program is None:
+            raise StreamingError(f"{graph.origin}: what it computes depends on the number of steps")
+    else:
+        known = specialise(inner, shapes)
+        roles = assign_roles(inner, known)
+        plan = Plan(True, True, block_steps(batch))
+        program = Lowering(inner, known, plan, store, element).lower(states)
+    return Streamable(inner, pairs, program, bool(roles.time))
+
+
+def _open(graph: Graph, time_axes: Mapping[str, int | None]) -> bool:
+    """Whether the file leaves the number of steps open."""
+    return all(
+        axis is None or not isinstance((spec.shape or ())[axis], int)
+        for spec in graph.inputs
+        for axis in [time_axes[spec.name]]
+    )
+
+
+def _widened(graph: Graph, probe: Shapes, batch: int) -> dict[str, tuple[int, ...]]:
+    """Where a file declares a batch of 1, ask the recurrent node which axis it is."""
+    doubled = specialise(graph, probe)
+    for node in graph.nodes:
+        if node.op in ("LSTM", "GRU", "RNN"):
+            shape = doubled.shapes[node.input(0)]
+            raise StreamingError(
+                f"{graph.origin} declares a batch of 1 ({node.label} reads {shape}); "
+                f"it cannot run {batch} rows in one stream: open {batch} streams"
+            )
+    raise StreamingError(f"{graph.origin} has no batch axis: open {batch} streams")
+
+
+def element_type(graph: Graph) -> str:
+    """The type the model computes in: float64 if its weights or inputs are, else float32."""
+    floats = {value.dtype for value in graph.constants.values() if value.dtype.kind == "f" and value.size > 1}
+    floats |= {spec.dtype for spec in graph.inputs if np.dtype(spec.dtype).kind == "f"}
+    return "float64" if floats and all(d == np.float64 for d in floats) else "float32"

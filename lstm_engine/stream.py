@@ -1,0 +1,490 @@
+"""Stream: one model, its state, and a call a step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from .encoding import Context
+from .engine import Runner, logical_order, physical_order
+from .errors import InputError, StateError, listed
+from .graph import TensorSpec
+from .passes.shapes import fold
+from .passes.states import CellState
+from .program.plan import Streamable, lower_stream
+from .program.program import Port, StateSlot
+from .state import State
+
+if TYPE_CHECKING:
+    from .model import Model
+
+_SMALL: Final = (4, 8)  # item sizes that the short way in knows
+
+
+class Stream:
+    """A model running step by step over ``batch`` rows, carrying its state from call to call.
+
+    Belongs to one caller at a time: used by two at once it raises StateError. A call that fails leaves the state
+    as it was. ``inputs``, ``outputs``: what a step takes and gives, without time axis.
+    """
+
+    __slots__ = (
+        "_busy", "_enter", "_in_dtype", "_in_shape", "_in_strides", "_lean_shape", "_lean_strides", "_lowered",
+        "_out_dtype", "_out_lean", "_out_lean_strides", "_out_shape", "_out_strides", "_runner", "_single", "_tiny",
+        "batch", "inputs", "model", "outputs",
+    )  # fmt: skip
+
+    def __init__(self, model: Model, batch: int = 1, constants: Mapping[str, Any] | None = None) -> None:
+        from .model import bind_constants
+
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise InputError(f"batch={batch!r}: expected a positive number of rows")
+        graph = fold(bind_constants(model.graph, constants)) if constants else model.graph
+        lowered = model.streamable(graph, batch, tuple(sorted(constants)) if constants else ())
+        self._set_up(model, batch, lowered)
+
+    def _set_up(self, model: Model, batch: int, lowered: Streamable) -> None:
+        self.model = model
+        self.batch = batch
+        self._lowered = lowered
+        self._runner = Runner(lowered.program)
+        self._busy = threading.Lock()
+        self._tiny = self._runner.tiny
+        self.inputs = tuple(_step_spec(port) for port in lowered.program.inputs)
+        self.outputs = tuple(_step_spec(port) for port in lowered.program.outputs)
+        self._prepare_short_way()
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def step(self, x: Any, out: np.ndarray | None = None) -> Any:
+        """One time step.
+
+        ``x``: the input without its time axis (the batch axis may be left out with batch 1, and is then left out of
+        the result); a token id as an int; a scalar input as a float; several inputs as {name: array}.
+        ``out``: an array to write the result to, which is then returned: nothing is allocated.
+        Returns the output without time axis; {name: array} where there are several.
+
+        Raises InputError, StateError; the state is then as it was.
+        """
+        if self._single and x.__class__ is np.ndarray and x.dtype is self._in_dtype:
+            if x.shape == self._in_shape and x.strides == self._in_strides:
+                shape, strides = self._out_shape, self._out_strides
+            elif x.shape == self._lean_shape and x.strides == self._lean_strides:
+                shape, strides = self._out_lean, self._out_lean_strides
+            else:
+                return self._step_any(x, out)
+            if out is None:
+                out = np.empty(shape, self._out_dtype)
+            elif (
+                out.__class__ is not np.ndarray
+                or out.dtype is not self._out_dtype
+                or out.shape != shape
+                or out.strides != strides
+                or not out.flags.writeable
+            ):
+                return self._step_any(x, out)
+            if self._tiny:
+                fault = self._enter(self._runner.address, x, out)
+            else:
+                if not self._busy.acquire(False):
+                    raise StateError(_BUSY)
+                try:
+                    fault = self._enter(self._runner.address, x, out)
+                finally:
+                    self._busy.release()
+            if fault:
+                raise self._runner.fault(fault)
+            return out
+        return self._step_any(x, out)
+
+    def _prepare_short_way(self) -> None:
+        """Shapes and strides by which step() knows an array needs no conversion, and the entry for its item sizes."""
+        program = self._lowered.program
+        self._single = False
+        self._in_dtype = self._out_dtype = np.dtype(np.float32)
+        self._in_shape = self._out_shape = self._lean_shape = self._out_lean = (-1,)
+        self._in_strides = self._out_strides = self._lean_strides = self._out_lean_strides = (-1,)
+        self._enter = None
+        if len(program.inputs) != 1 or len(program.outputs) != 1 or program.hosts or program.canaries:
+            return
+        x, y = program.inputs[0], program.outputs[0]
+        plain = all(_step_order(p) == tuple(range(len(_step_order(p)))) for p in (x, y))
+        if not plain or x.dtype.itemsize not in _SMALL or y.dtype.itemsize not in _SMALL:
+            return
+        from .kernels import executor
+
+        if max(len(x.shape), len(y.shape)) > executor.MOST_AXES:
+            return
+        self._in_dtype, self._out_dtype = x.dtype, y.dtype
+        self._in_shape, self._out_shape = _step_shape(x), _step_shape(y)
+        self._in_strides, self._out_strides = _strides(self._in_shape, x.dtype), _strides(self._out_shape, y.dtype)
+        lean = self._lean_axis(x), self._lean_axis(y)
+        if None not in lean:
+            self._lean_shape, self._out_lean = (_without(_step_shape(p), i) for p, i in zip((x, y), lean, strict=True))
+            self._lean_strides = _strides(self._lean_shape, x.dtype)
+            self._out_lean_strides = _strides(self._out_lean, y.dtype)
+        self._bind_short_way()
+        self._enter = executor.entry(x.dtype.itemsize, y.dtype.itemsize, nogil=not self._tiny)
+        self._single = True
+
+    def _lean_axis(self, port: Port) -> int | None:
+        """The batch axis of a step, if it may be left out."""
+        if self.batch != 1:
+            return None
+        shape = _step_shape(port)
+        return 0 if shape and shape[0] == 1 and len(shape) > 0 else None
+
+    def _step_any(self, x: Any, out: np.ndarray | None) -> Any:
+        """A step with whatever it takes to bring x into shape."""
+        feeds, lean = self._step_feeds(x)
+        results = self._call(feeds, 1, stepwise=True)
+        if lean:
+            results = {
+                name: array.reshape(_without(array.shape, 0)) if array.ndim and array.shape[0] == 1 else array
+                for name, array in results.items()
+            }
+        return self._delivered(results, out)
+
+    def _delivered(self, results: dict[str, np.ndarray], out: Any) -> Any:
+        single = next(iter(results.values())) if len(results) == 1 else results
+        if out is None:
+            return single
+        targets = out if isinstance(out, Mapping) else {next(iter(results)): out}
+        for name, target in targets.items():
+            target[...] = results[name]
+        return out
+
+    def _check_out(self, results: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], out: Any) -> None:
+        targets = out if isinstance(out, Mapping) else {next(iter(results)): out}
+        for name, target in targets.items():
+            if name not in results:
+                raise InputError(f"out: '{name}' is not an output")
+            shape, dtype = results[name]
+            if not isinstance(target, np.ndarray) or target.dtype != dtype or target.shape != shape:
+                raise InputError(f"out for '{name}': expected {dtype}{list(shape)}, got {_described(target)}")
+            if not target.flags.writeable:
+                raise InputError(f"out for '{name}' is read-only")
+
+    def _step_feeds(self, x: Any) -> tuple[dict[str, np.ndarray], bool]:
+        """Feeds of one step with their batch axis; second, whether the caller left it out."""
+        named = self._named(x)
+        faults: list[str] = []
+        arrays, lean = {}, False
+        for spec in self.inputs:
+            if spec.name not in named:
+                continue
+            try:
+                array, left_out = self._fitted(spec, named[spec.name])
+            except InputError as fault:
+                faults.append(str(fault))
+                continue
+            arrays[spec.name] = array
+            lean = lean or left_out
+        if faults:
+            raise InputError(listed("step", faults))
+        return arrays, lean
+
+    def _named(self, x: Any) -> Mapping[str, Any]:
+        names = [spec.name for spec in self.inputs]
+        named = x if isinstance(x, Mapping) else {names[0]: x} if len(names) == 1 else None
+        if named is None:
+            raise InputError(f"step: expected {{name: array}} for inputs {', '.join(names)}, got {_described(x)}")
+        faults = [f"'{name}' is not an input of a step" for name in named if name not in names]
+        faults += [f"'{spec}' is missing" for spec in self.inputs if spec.name not in named and not spec.optional]
+        if faults:
+            raise InputError(listed(f"step (inputs: {'; '.join(map(str, self.inputs))})", faults))
+        return named
+
+    def _fitted(self, spec: TensorSpec, value: Any) -> tuple[np.ndarray, bool]:
+        from .model import converted
+
+        array = converted(spec, value)
+        shape = tuple(int(d) for d in spec.shape or () if isinstance(d, int))
+        if array.shape == shape:
+            return array, False
+        if self.batch == 1 and shape and shape[0] == 1 and array.shape == shape[1:]:
+            return array.reshape(shape), True
+        if self.batch == 1 and array.ndim == 0 and all(size == 1 for size in shape):
+            return array.reshape(shape), True
+        raise InputError(f"'{spec}': expected shape {list(shape)}, got {list(array.shape)}")
+
+    # --- many steps --------------------------------------------------------------------------------------------------
+
+    def feed(self, chunk: Any) -> Any:
+        """Any number of steps in one call; every step's output, stacked.
+
+        ``chunk``: the input with its own time axis (a new leading axis where the model has none).
+        Returns the outputs of all steps along the same axis; the results and the state are those of as many step()s.
+
+        Raises InputError, StateError; the state is then as it was before the whole chunk.
+        """
+        named = self._named(chunk)
+        arrays, steps = self._chunk_feeds(named)
+        results = self._call(arrays, steps, stepwise=False)
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    def _chunk_feeds(self, named: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
+        from .model import converted
+
+        faults: list[str] = []
+        arrays: dict[str, np.ndarray] = {}
+        counts: dict[str, int] = {}
+        for spec, port in zip(self.inputs, self._lowered.program.inputs, strict=True):
+            if spec.name not in named:
+                continue
+            array = converted(spec, named[spec.name])
+            shape = _step_shape(port)
+            axis = self._time_axis(port)
+            wanted = shape if axis is None else (*shape[:axis], -1, *shape[axis:])
+            if self.batch == 1 and array.ndim == len(wanted) - 1 and 1 in wanted:
+                array = self._with_batch(array, wanted)
+            fits = array.ndim == len(wanted) and all(w in (-1, g) for w, g in zip(wanted, array.shape, strict=True))
+            if not fits:
+                letters = ["T" if size == -1 else str(size) for size in wanted]
+                faults.append(f"'{spec.name}': expected shape [{', '.join(letters)}], got {list(array.shape)}")
+                continue
+            arrays[spec.name] = array
+            if axis is not None:
+                counts[spec.name] = array.shape[axis]
+        if not faults and len(set(counts.values())) > 1:
+            faults.append(f"chunks of different lengths: {counts}")
+        if faults:
+            raise InputError(listed("feed", faults))
+        return arrays, next(iter(counts.values()), 1)
+
+    def _with_batch(self, array: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+        """A chunk given without its batch axis of 1."""
+        axis = wanted.index(1)
+        without = wanted[:axis] + wanted[axis + 1 :]
+        if all(w in (-1, g) for w, g in zip(without, array.shape, strict=True)):
+            return np.expand_dims(array, axis)
+        return array
+
+    def _time_axis(self, port: Port) -> int | None:
+        """Where the time axis of a chunk is: the model's own, or in front; None for what has no time."""
+        if port.time is not None:
+            return port.time
+        return 0 if port.stepped else None
+
+    # --- the call ----------------------------------------------------------------------------------------------------
+
+    def _call(self, arrays: Mapping[str, np.ndarray], steps: int, stepwise: bool) -> dict[str, np.ndarray]:
+        """Run ``steps`` steps; inputs and results without time axis where ``stepwise``."""
+        program, runner = self._lowered.program, self._runner
+        if not self._busy.acquire(False):
+            raise StateError(_BUSY)
+        try:
+            held = []
+            for port in program.inputs:
+                array = arrays.get(port.name)
+                if array is None:
+                    array = np.zeros(self._port_shape(port, steps, stepwise), port.dtype)
+                array = physical_order(array, self._order(port, stepwise))
+                held.append(array)
+                self._bind(port, array, steps)
+            made = {}
+            for port in program.outputs:
+                shape = self._port_shape(port, steps, stepwise)
+                order = self._order(port, stepwise)
+                array = np.empty([shape[i] for i in order], port.dtype)
+                made[port.name] = (array, order)
+                self._bind(port, array, steps)
+            if steps:
+                runner.run(steps)
+            return {name: logical_order(array, order) for name, (array, order) in made.items()}
+        finally:
+            if self._single:
+                self._bind_short_way()
+            self._busy.release()
+
+    def _bind_short_way(self) -> None:
+        """Leave the context as the short way wants it: one step, rows of one step."""
+        program, runner = self._lowered.program, self._runner
+        for port in (*program.inputs, *program.outputs):
+            runner.bind_step(port, 0, port.dtype.itemsize * _per_row(port), 0)
+        runner.context[Context.TOTAL] = 1
+
+    def _bind(self, port: Port, array: np.ndarray, steps: int) -> None:
+        row = port.dtype.itemsize * _per_row(port)
+        self._runner.bind_step(port, int(array.ctypes.data), row, row * _rows(port))
+
+    def _port_shape(self, port: Port, steps: int, stepwise: bool) -> tuple[int, ...]:
+        shape = _step_shape(port)
+        axis = self._chunk_axis(port)
+        return shape if stepwise or axis is None else (*shape[:axis], steps, *shape[axis:])
+
+    def _chunk_axis(self, port: Port) -> int | None:
+        """As _time_axis, but what lost its time axis in the model gets it back where the input has it."""
+        if port.time is not None or not port.stepped:
+            return port.time
+        inputs = [p.time for p in self._lowered.program.inputs if p.time is not None]
+        return min(inputs[0], len(port.shape)) if inputs else 0
+
+    def _order(self, port: Port, stepwise: bool) -> tuple[int, ...]:
+        """Axes of a step or chunk in the order of memory."""
+        order = _step_order(port)
+        axis = self._chunk_axis(port)
+        if stepwise or axis is None:
+            return order
+        return (axis, *(i + (i >= axis) for i in order))
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Back to where the model starts."""
+        with self._alone():
+            self._runner.reset()
+
+    @property
+    def state(self) -> State:
+        """A snapshot of the state; assigning one continues from there."""
+        with self._alone():
+            return State(self.model.fingerprint, self.batch, self._arrays())
+
+    @state.setter
+    def state(self, snapshot: State) -> None:
+        if not isinstance(snapshot, State):
+            raise StateError(f"state: expected a State, got {type(snapshot).__name__}")
+        if snapshot.fingerprint != self.model.fingerprint:
+            raise StateError(
+                f"state: it belongs to model {snapshot.fingerprint[:12]}, this is {self.model.fingerprint[:12]}"
+            )
+        if snapshot.batch != self.batch:
+            raise StateError(f"state: it is of batch {snapshot.batch}, this stream is of batch {self.batch}")
+        with self._alone():
+            own = self._arrays()
+            faults = [
+                f"'{name}': expected {_described(own.get(name))}, got {_described(snapshot.arrays.get(name))}"
+                for name in {*own, *snapshot.arrays}
+                if _described(own.get(name)) != _described(snapshot.arrays.get(name))
+            ]
+            if faults:
+                raise StateError(listed("state", sorted(faults)))
+            for name, cells in self._cells().items():
+                values = np.ascontiguousarray(snapshot.arrays[name])
+                for slot, elements in cells:
+                    self._runner.slot_rows(slot)[...] = values.reshape(-1)[elements]
+
+    def fork(self) -> Stream:
+        """A second stream that continues from here on its own."""
+        twin = object.__new__(Stream)
+        with self._alone():
+            twin._set_up(self.model, self.batch, self._lowered)
+            size = self._lowered.program.state_bytes
+            twin._runner.arena[:size] = self._runner.arena[:size]
+        return twin
+
+    def _alone(self) -> Any:
+        return _Alone(self._busy)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {}
+        for name, cells in self._cells().items():
+            size = sum(elements.size for _, elements in cells)
+            flat = np.empty(size, cells[0][0].dtype)
+            for slot, elements in cells:
+                flat[elements] = self._runner.slot_rows(slot)
+            arrays[name] = flat.reshape(self._state_shape(name, cells))
+        return arrays
+
+    def _state_shape(self, name: str, cells: list[tuple[StateSlot, np.ndarray]]) -> tuple[int, ...]:
+        pair = next((p for p in self._lowered.pairs if p.input == name), None)
+        if pair is not None:
+            spec = next(s for s in self.model.graph.inputs if s.name == name)
+            total = sum(elements.size for _, elements in cells)
+            fixed = [d for d in (spec.shape or ()) if isinstance(d, int)]
+            if len(fixed) == len(spec.shape or ()) - 1:
+                rest = total // int(np.prod(fixed, dtype=np.int64))
+                return tuple(d if isinstance(d, int) else rest for d in spec.shape or ())
+            if int(np.prod(fixed, dtype=np.int64)) == total and spec.shape is not None and len(fixed) == len(spec.shape):
+                return tuple(fixed)
+        return (len(cells), self.batch, cells[0][0].width)
+
+    def _cells(self) -> dict[str, list[tuple[StateSlot, np.ndarray]]]:
+        """Per state array of the model: its slots, and which elements of the flattened array [B, width] each is."""
+        slots = {slot.key: slot for slot in self._lowered.program.slots}
+        found: dict[str, list[tuple[StateSlot, np.ndarray]]] = {}
+        claimed: set[tuple[str, str, int]] = set()
+        for pair in self._lowered.pairs:
+            cells = [entry for cell in pair.cells for entry in _slot_elements(cell, slots)]
+            if not pair.cells:
+                slot = slots[pair.input, "", 0]
+                cells = [(slot, np.arange(slot.rows * slot.width).reshape(slot.rows, slot.width))]
+            claimed |= {slot.key for slot, _ in cells}
+            found[pair.input] = cells
+        for key, slot in slots.items():
+            if key not in claimed:
+                name = f"{key[0]}.{key[1]}"
+                first = sum(e.size for _, e in found.get(name, ()))
+                elements = first + np.arange(slot.rows * slot.width).reshape(slot.rows, slot.width)
+                found.setdefault(name, []).append((slot, elements))
+        return found
+
+
+_BUSY: Final = "this stream is in use by another caller; a stream serves one at a time (fork() it, or open another)"
+
+
+class _Alone:
+    """The stream's guard: raises instead of waiting."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.lock = lock
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(False):
+            raise StateError(_BUSY)
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def _slot_elements(
+    cell: CellState, slots: Mapping[tuple[str, str, int], StateSlot]
+) -> list[tuple[StateSlot, np.ndarray]]:
+    """A recurrent node's state [D,B,H] by direction (layout 1: [B,D,H])."""
+    count = sum(1 for key in slots if key[:2] == (cell.node, cell.slot))
+    found = []
+    for d in range(count):
+        slot = slots[cell.node, cell.slot, d]
+        batch_first = cell.elements.shape[0] == slot.rows and cell.elements.shape[0] != count
+        found.append((slot, cell.elements[:, d] if batch_first else cell.elements[d]))
+    return found
+
+
+def _step_shape(port: Port) -> tuple[int, ...]:
+    return tuple(size for index, size in enumerate(port.shape) if index != port.time)
+
+
+def _step_order(port: Port) -> tuple[int, ...]:
+    """Axes of one step in the order of memory."""
+    kept = [index for index in range(len(port.shape)) if index != port.time]
+    return tuple(kept.index(index) for index in port.order if index != port.time)
+
+
+def _rows(port: Port) -> int:
+    return int(np.prod([port.shape[i] for i in port.batch], dtype=np.int64))
+
+
+def _per_row(port: Port) -> int:
+    return int(np.prod(_step_shape(port), dtype=np.int64)) // max(_rows(port), 1)
+
+
+def _strides(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
+    return np.empty(shape, dtype).strides
+
+
+def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    return shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
+
+
+def _step_spec(port: Port) -> TensorSpec:
+    return TensorSpec(port.name, port.dtype, _step_shape(port), port.optional)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return "nothing" if value is None else type(value).__name__
