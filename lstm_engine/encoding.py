@@ -210,6 +210,7 @@ class Context(IntEnum):
     FAULT_AT = 12  # address of the instruction that failed
     FAULT_VALUE = 13
     FAULT_LIMIT = 14
+    FORMS = 15  # address of the array forms (class Form) of the first two ports
     PORTS = 16  # three words a port
 
 
@@ -222,6 +223,24 @@ class Port(IntEnum):
 
 
 PORT_WORDS: Final = 3
+MOST_AXES: Final = 8
+NOT_FITTING: Final = -1  # returned by the compiled entry for arrays that need converting first
+
+
+class Form(IntEnum):
+    """Words that say which NumPy arrays a port takes as they are: type, dtype, flags, and two admissible shapes."""
+
+    HEADER = 0  # bytes of a Python object's header; the fields of the array follow it
+    TYPE = 1  # address of numpy.ndarray
+    DTYPE = 2  # address of the dtype object
+    FLAGS = 3  # flags that must be set
+    AXES = 4  # of the full shape, whose sizes follow
+    SIZES = 5
+    LEAN_AXES = 13  # of the shape without its batch axis; -1: there is none
+    LEAN_SIZES = 14
+
+
+FORM_WORDS: Final = 24
 
 
 def constant(offset: int) -> int:

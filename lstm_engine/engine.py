@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from .encoding import INSTRUCTION_BYTES, PORT_WORDS, Context, Port as PortWord, port_word
+from .encoding import INSTRUCTION_BYTES, PORT_WORDS, Context, port_word
+from .encoding import Port as PortWord
 from .errors import InputError, LstmEngineError
 from .program.arena import CANARY_BYTES
 from .program.packing import aligned_empty

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy import empty, ndarray
 
-from .encoding import Context
+from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form
 from .engine import Runner, logical_order, physical_order
 from .errors import InputError, StateError, listed
 from .graph import TensorSpec
 from .passes.shapes import fold
 from .passes.states import CellState
-from .program.plan import Streamable, lower_stream
+from .program.plan import Streamable
 from .program.program import Port, StateSlot
 from .state import State
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .model import Model
 
 _SMALL: Final = (4, 8)  # item sizes that the short way in knows
+_CONTIGUOUS: Final = 0x0001  # NumPy's array flags
+_WRITABLE: Final = 0x0401
 
 
 class Stream:
@@ -32,9 +36,8 @@ class Stream:
     """
 
     __slots__ = (
-        "_busy", "_enter", "_in_dtype", "_in_shape", "_in_strides", "_lean_shape", "_lean_strides", "_lowered",
-        "_out_dtype", "_out_lean", "_out_lean_strides", "_out_shape", "_out_strides", "_runner", "_single", "_tiny",
-        "batch", "inputs", "model", "outputs",
+        "_box", "_busy", "_enter_step", "_forms", "_in_axes", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
+        "_runner", "_scalar", "_single", "_tiny", "batch", "inputs", "model", "outputs",
     )  # fmt: skip
 
     def __init__(self, model: Model, batch: int = 1, constants: Mapping[str, Any] | None = None) -> None:
@@ -69,66 +72,78 @@ class Stream:
 
         Raises InputError, StateError; the state is then as it was.
         """
-        if self._single and x.__class__ is np.ndarray and x.dtype is self._in_dtype:
-            if x.shape == self._in_shape and x.strides == self._in_strides:
-                shape, strides = self._out_shape, self._out_strides
-            elif x.shape == self._lean_shape and x.strides == self._lean_strides:
-                shape, strides = self._out_lean, self._out_lean_strides
-            else:
+        if x.__class__ is not ndarray:
+            if x.__class__ is not self._scalar:
                 return self._step_any(x, out)
-            if out is None:
-                out = np.empty(shape, self._out_dtype)
-            elif (
-                out.__class__ is not np.ndarray
-                or out.dtype is not self._out_dtype
-                or out.shape != shape
-                or out.strides != strides
-                or not out.flags.writeable
-            ):
-                return self._step_any(x, out)
-            if self._tiny:
-                fault = self._enter(self._runner.address, x, out)
-            else:
-                if not self._busy.acquire(False):
-                    raise StateError(_BUSY)
-                try:
-                    fault = self._enter(self._runner.address, x, out)
-                finally:
-                    self._busy.release()
-            if fault:
-                raise self._runner.fault(fault)
+            x = self._boxed(x)
+        if out is None:
+            out = empty(self._out_shape if x.ndim == self._in_axes else self._out_lean, self._out_dtype)
+            fault = self._enter_step(x, out)
+            if fault == NOT_FITTING:
+                out = None
+        elif out.__class__ is ndarray:
+            fault = self._enter_step(x, out)
+        else:
+            fault = NOT_FITTING
+        if fault == 0:
             return out
-        return self._step_any(x, out)
+        if fault == NOT_FITTING:
+            return self._step_any(x, out)
+        raise self._runner.fault(fault)
 
     def _prepare_short_way(self) -> None:
-        """Shapes and strides by which step() knows an array needs no conversion, and the entry for its item sizes."""
+        """The array forms a step takes as they are, and the compiled entry that checks them."""
         program = self._lowered.program
+        self._enter_step = _never_fits
+        self._scalar = type(None)
         self._single = False
-        self._in_dtype = self._out_dtype = np.dtype(np.float32)
-        self._in_shape = self._out_shape = self._lean_shape = self._out_lean = (-1,)
-        self._in_strides = self._out_strides = self._lean_strides = self._out_lean_strides = (-1,)
-        self._enter = None
+        self._in_axes, self._out_shape, self._out_lean, self._out_dtype = -1, (), (), np.dtype(np.float32)
         if len(program.inputs) != 1 or len(program.outputs) != 1 or program.hosts or program.canaries:
             return
         x, y = program.inputs[0], program.outputs[0]
         plain = all(_step_order(p) == tuple(range(len(_step_order(p)))) for p in (x, y))
-        if not plain or x.dtype.itemsize not in _SMALL or y.dtype.itemsize not in _SMALL:
+        small = x.dtype.itemsize in _SMALL and y.dtype.itemsize in _SMALL
+        if not plain or not small or max(len(x.shape), len(y.shape)) > MOST_AXES:
             return
         from .kernels import executor
 
-        if max(len(x.shape), len(y.shape)) > executor.MOST_AXES:
-            return
-        self._in_dtype, self._out_dtype = x.dtype, y.dtype
-        self._in_shape, self._out_shape = _step_shape(x), _step_shape(y)
-        self._in_strides, self._out_strides = _strides(self._in_shape, x.dtype), _strides(self._out_shape, y.dtype)
+        self._in_axes = len(_step_shape(x))
+        self._out_shape, self._out_dtype = _step_shape(y), y.dtype
         lean = self._lean_axis(x), self._lean_axis(y)
-        if None not in lean:
-            self._lean_shape, self._out_lean = (_without(_step_shape(p), i) for p, i in zip((x, y), lean, strict=True))
-            self._lean_strides = _strides(self._lean_shape, x.dtype)
-            self._out_lean_strides = _strides(self._out_lean, y.dtype)
-        self._bind_short_way()
-        self._enter = executor.entry(x.dtype.itemsize, y.dtype.itemsize, nogil=not self._tiny)
+        lean_shapes = [None, None] if None in lean else [_without(_step_shape(p), i) for p, i in zip((x, y), lean)]
+        self._out_lean = lean_shapes[1] if lean_shapes[1] is not None else self._out_shape
+        self._forms = np.concatenate([_form(x, lean_shapes[0], _CONTIGUOUS), _form(y, lean_shapes[1], _WRITABLE)])
+        self._runner.context[Context.FORMS] = self._forms.ctypes.data
         self._single = True
+        self._bind_short_way()
+        enter = executor.entry(x.dtype.itemsize, y.dtype.itemsize, nogil=not self._tiny)
+        self._enter_step = partial(enter, self._runner.address) if self._tiny else self._guarded(enter)
+        if lean_shapes[0] == () or _step_shape(x) == ():
+            self._scalar = int if x.dtype.kind in "iu" else float
+            self._box = np.zeros(lean_shapes[0] if lean_shapes[0] is not None else _step_shape(x), x.dtype)
+
+    def _guarded(self, enter: Any) -> Any:
+        """The entry that gives up the interpreter lock: others may call meanwhile, and are refused."""
+        busy, address = self._busy, self._runner.address
+
+        def guarded(x: np.ndarray, out: np.ndarray) -> int:
+            if not busy.acquire(False):
+                raise StateError(_BUSY)
+            try:
+                fault: int = enter(address, x, out)
+                return fault
+            finally:
+                busy.release()
+
+        return guarded
+
+    def _boxed(self, x: float) -> np.ndarray:
+        """A Python number as an array, without allocating."""
+        try:
+            self._box[()] = x
+        except OverflowError as fault:
+            raise InputError(f"step: {x} does not fit {self._box.dtype}") from fault
+        return self._box
 
     def _lean_axis(self, port: Port) -> int | None:
         """The batch axis of a step, if it may be left out."""
@@ -140,33 +155,37 @@ class Stream:
     def _step_any(self, x: Any, out: np.ndarray | None) -> Any:
         """A step with whatever it takes to bring x into shape."""
         feeds, lean = self._step_feeds(x)
+        shapes = {port.name: self._result_shape(port, lean) for port in self._lowered.program.outputs}
+        targets = {} if out is None else self._checked_targets(out, shapes)
         results = self._call(feeds, 1, stepwise=True)
-        if lean:
-            results = {
-                name: array.reshape(_without(array.shape, 0)) if array.ndim and array.shape[0] == 1 else array
-                for name, array in results.items()
-            }
-        return self._delivered(results, out)
-
-    def _delivered(self, results: dict[str, np.ndarray], out: Any) -> Any:
-        single = next(iter(results.values())) if len(results) == 1 else results
+        results = {name: array.reshape(shapes[name]) for name, array in results.items()}
         if out is None:
-            return single
-        targets = out if isinstance(out, Mapping) else {next(iter(results)): out}
+            return next(iter(results.values())) if len(results) == 1 else results
         for name, target in targets.items():
             target[...] = results[name]
         return out
 
-    def _check_out(self, results: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], out: Any) -> None:
-        targets = out if isinstance(out, Mapping) else {next(iter(results)): out}
-        for name, target in targets.items():
-            if name not in results:
-                raise InputError(f"out: '{name}' is not an output")
-            shape, dtype = results[name]
-            if not isinstance(target, np.ndarray) or target.dtype != dtype or target.shape != shape:
-                raise InputError(f"out for '{name}': expected {dtype}{list(shape)}, got {_described(target)}")
-            if not target.flags.writeable:
-                raise InputError(f"out for '{name}' is read-only")
+    def _result_shape(self, port: Port, lean: bool) -> tuple[int, ...]:
+        shape = _step_shape(port)
+        return _without(shape, self._lean_axis(port)) if lean else shape
+
+    def _checked_targets(self, out: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """out= as {output: array}, checked before anything runs."""
+        named = out if isinstance(out, Mapping) else {next(iter(shapes)): out} if len(shapes) == 1 else None
+        if named is None:
+            raise InputError(f"out: expected {{name: array}} for outputs {', '.join(shapes)}, got {_described(out)}")
+        dtypes = {port.name: port.dtype for port in self._lowered.program.outputs}
+        faults = []
+        for name, target in named.items():
+            if name not in shapes:
+                faults.append(f"'{name}' is not an output of a step")
+            elif not isinstance(target, np.ndarray) or target.dtype != dtypes[name] or target.shape != shapes[name]:
+                faults.append(f"'{name}': expected {dtypes[name]}{list(shapes[name])}, got {_described(target)}")
+            elif not target.flags.writeable:
+                faults.append(f"'{name}': the array is read-only")
+        if faults:
+            raise InputError(listed("out", faults))
+        return dict(named)
 
     def _step_feeds(self, x: Any) -> tuple[dict[str, np.ndarray], bool]:
         """Feeds of one step with their batch axis; second, whether the caller left it out."""
@@ -399,7 +418,11 @@ class Stream:
             if len(fixed) == len(spec.shape or ()) - 1:
                 rest = total // int(np.prod(fixed, dtype=np.int64))
                 return tuple(d if isinstance(d, int) else rest for d in spec.shape or ())
-            if int(np.prod(fixed, dtype=np.int64)) == total and spec.shape is not None and len(fixed) == len(spec.shape):
+            if (
+                int(np.prod(fixed, dtype=np.int64)) == total
+                and spec.shape is not None
+                and len(fixed) == len(spec.shape)
+            ):
                 return tuple(fixed)
         return (len(cells), self.batch, cells[0][0].width)
 
@@ -472,8 +495,23 @@ def _per_row(port: Port) -> int:
     return int(np.prod(_step_shape(port), dtype=np.int64)) // max(_rows(port), 1)
 
 
-def _strides(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
-    return np.empty(shape, dtype).strides
+def _form(port: Port, lean: tuple[int, ...] | None, flags: int) -> np.ndarray:
+    """The words of encoding.Form for one step of a port."""
+    words = np.zeros(FORM_WORDS, np.int64)
+    shape = _step_shape(port)
+    words[Form.HEADER] = object.__basicsize__
+    words[Form.TYPE], words[Form.DTYPE], words[Form.FLAGS] = id(np.ndarray), id(port.dtype), flags
+    words[Form.AXES] = len(shape)
+    words[Form.SIZES : Form.SIZES + len(shape)] = shape
+    words[Form.LEAN_AXES] = -1 if lean is None else len(lean)
+    if lean is not None:
+        words[Form.LEAN_SIZES : Form.LEAN_SIZES + len(lean)] = lean
+    return words
+
+
+def _never_fits(x: np.ndarray, out: np.ndarray) -> int:
+    """The short way of a stream that has none."""
+    return NOT_FITTING
 
 
 def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:

@@ -560,7 +560,15 @@ def test_old_forms_without_counterpart_are_refused(op, opset, attributes, messag
 
 
 @pytest.mark.parametrize(
-    ("op", "attributes"), [("Squeeze", {"axes": 1.5}), ("Clip", {"min": [1.0, 2.0]}), ("Slice", {"starts": "0"})]
+    ("op", "attributes"),
+    [
+        ("Squeeze", {"axes": 1.5}),
+        ("Clip", {"min": [1.0, 2.0]}),
+        ("Slice", {"starts": "0"}),
+        ("Softmax", {"axis": numpy_helper.from_array(np.arange(2))}),
+        ("BatchNormalization", {"spatial": numpy_helper.from_array(np.arange(2))}),
+        ("Pad", {"pads": "x"}),
+    ],
 )
 def test_attributes_of_the_wrong_kind(op, attributes):
     with pytest.raises(ModelFormatError, match=next(iter(attributes))):

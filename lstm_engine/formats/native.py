@@ -37,7 +37,8 @@ def write_native(graph: Graph, path: str | os.PathLike[str]) -> None:
         "format": "lstm_engine",
         "version": VERSION,
         "metadata": dict(graph.metadata),
-        "origin": graph.origin,
+        # The name alone: where the file lay on somebody's disk is nobody's business, and no part of the content.
+        "origin": os.path.basename(graph.origin),
         "graph": _described(graph, arrays),
     }
     write_archive(path, {DESCRIPTION: description}, arrays.members)
@@ -118,7 +119,7 @@ def _described_value(value: Any, arrays: _Arrays, subject: str) -> Any:
     if isinstance(value, np.ndarray):
         return {"array": arrays.add(value, subject)}
     if isinstance(value, Graph):
-        return {"graph": _described(value, arrays), "origin": value.origin}
+        return {"graph": _described(value, arrays)}
     raise UnsupportedModelError(f"{subject}: a {type(value).__name__} cannot be saved")
 
 
@@ -166,8 +167,10 @@ class _Reader:
             self._with_attributes(node, raw["attributes"], f"{where}.nodes[{index}].attributes", scope, origin)
             for index, (node, raw) in enumerate(zip(bare, raw_nodes, strict=True))
         ]
-        graph = Graph.build(nodes, inputs, outputs, constants, opset, metadata, origin, outer)
-        return replace(graph, nodes=tuple(nodes)) if _in_order(nodes, inputs, constants, outer) else graph
+        place = f"{self._archive.origin}, {where}"
+        graph = Graph.build(nodes, inputs, outputs, constants, opset, metadata, place, outer)
+        kept = tuple(nodes) if _in_order(nodes, inputs, constants, outer) else graph.nodes
+        return replace(graph, nodes=kept, origin=origin)
 
     def _spec(self, value: Any, where: str) -> TensorSpec:
         record = self._record(value, where, "name", "dtype", "shape", "optional")
@@ -222,8 +225,8 @@ class _Reader:
             return float(value["float"])
         if isinstance(value, dict) and set(value) == {"array"}:
             return self._array(value["array"], where)
-        if isinstance(value, dict) and set(value) == {"graph", "origin"}:
-            return self._graph(value["graph"], where, scope, self._text(value["origin"], where), {})
+        if isinstance(value, dict) and set(value) == {"graph"}:
+            return self._graph(value["graph"], where, scope, origin, {})
         raise self._fault(where, "a number, a text, a list, an array or a graph", value)
 
     def _array(self, value: Any, where: str) -> np.ndarray:

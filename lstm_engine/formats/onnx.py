@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 
 from ..errors import ModelFormatError, UnsupportedModelError, listed
 from ..graph import UNKNOWN_DTYPE, Dimension, Graph, Node, TensorSpec
-from .onnx_tensors import NeighbourFiles, element_dtype, read_tensor
+from .onnx_tensors import NeighbourFiles, element_dtype, read_tensor, text
 from .onnx_wire import refuse_bombs
 from .source import Source
 
@@ -63,10 +64,10 @@ def _parse(source: Source) -> ModelProto:
 
 
 def _operator_set(model: ModelProto, origin: str) -> int:
-    versions = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+    versions = {entry.version for entry in model.opset_import if _plain(text(entry.domain)) == ""}
     newest = onnx.defs.onnx_opset_version()
     if not versions:
-        operators = sorted({node.op_type for node in model.graph.node})[:8]
+        operators = sorted({text(node.op_type) for node in model.graph.node})[:8]
         raise UnsupportedModelError(
             f"{origin}: the model imports no version of ONNX's own operators, it uses {', '.join(operators) or 'none'}"
         )
@@ -106,7 +107,7 @@ class _Reader:
         if model.functions:
             model = self._inlined(model)
         self._spend(len(model.metadata_props))
-        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        metadata = {text(entry.key): text(entry.value) for entry in model.metadata_props}
         graph = self._graph(model.graph, frozenset(), "", metadata)
         if self._foreign:
             faults = [f"operator {name} is not part of ONNX" for name in sorted(self._foreign)[:20]]
@@ -126,8 +127,8 @@ class _Reader:
         declared = proto.input if body_of else [info for info in proto.input if info.name not in constants]
         inputs = [self._spec(info, origin, "input", bool(body_of)) for info in declared]
         outputs = [self._spec(info, origin, "output", bool(body_of)) for info in proto.output]
-        names = [*constants, *(spec.name for spec in inputs), *(name for node in proto.node for name in node.output)]
-        scope = _Scope(names, outer)
+        makes = (text(name) for node in proto.node for name in node.output)
+        scope = _Scope([*constants, *(spec.name for spec in inputs), *makes], outer)
         nodes = [self._node(node, scope) for node in proto.node]
         return Graph.build(nodes, inputs, outputs, constants, self._opset, metadata, origin, outer)
 
@@ -139,12 +140,12 @@ class _Reader:
         faults = []
         for tensor in proto.initializer:
             self._spend(len(tensor.dims) + len(tensor.external_data))
-            if not tensor.name or tensor.name in constants:
-                fault = "is there twice" if tensor.name else "has no name"
-                faults.append(f"initialiser '{tensor.name}' {fault}")
+            name = text(tensor.name)
+            if not name or name in constants:
+                faults.append(f"initialiser '{name}' {'is there twice' if name else 'has no name'}")
                 continue
             try:
-                constants[tensor.name] = read_tensor(tensor, f"initialiser '{tensor.name}'", self._beside)
+                constants[name] = read_tensor(tensor, f"initialiser '{name}'", self._beside)
             except ModelFormatError as error:
                 faults.append(str(error))
             except UnsupportedModelError as error:
@@ -154,7 +155,7 @@ class _Reader:
         return constants
 
     def _spec(self, info: ValueInfoProto, origin: str, role: str, in_body: bool) -> TensorSpec:
-        subject = f"{origin}: {role} '{info.name}'"
+        subject = f"{origin}: {role} '{text(info.name)}'"
         if not info.name:
             raise ModelFormatError(f"{origin}: an {role} has no name")
         kind = info.type.WhichOneof("value")
@@ -176,21 +177,25 @@ class _Reader:
 
     def _node(self, proto: NodeProto, scope: _Scope) -> Node:
         self._spend(len(proto.input) + len(proto.output) + len(proto.attribute))
-        inputs = list(proto.input)
+        inputs = [text(name) for name in proto.input]
         while inputs and not inputs[-1]:
             inputs.pop()
-        domain = _plain(proto.domain)
+        op, domain, outputs = (
+            text(proto.op_type),
+            _plain(text(proto.domain)),
+            tuple(text(name) for name in proto.output),
+        )
         if domain not in KNOWN_DOMAINS:
-            self._foreign.add(f"{proto.op_type} of {proto.domain!r}")
-        bare = Node(proto.op_type, tuple(inputs), tuple(proto.output), {}, proto.name, domain)
+            self._foreign.add(f"{op} of {domain!r}")
+        bare = Node(op, tuple(inputs), outputs, {}, text(proto.name), domain)
         if not proto.op_type:
             raise ModelFormatError(f"{self._origin}: node {bare.label} names no operator")
         attributes: dict[str, Any] = {}
         for attribute in proto.attribute:
             if attribute.name in attributes:
                 raise ModelFormatError(f"{self._origin}: {bare.label} has the attribute {attribute.name!r} twice")
-            attributes[attribute.name] = self._attribute(attribute, bare.label, scope)
-        return Node(bare.op, bare.inputs, bare.outputs, attributes, bare.name, domain)
+            attributes[text(attribute.name)] = self._attribute(attribute, bare.label, scope)
+        return replace(bare, attributes=attributes) if attributes else bare
 
     def _attribute(self, proto: AttributeProto, label: str, scope: _Scope) -> Any:
         subject = f"{self._origin}: attribute {proto.name!r} of {label}"
@@ -221,7 +226,7 @@ class _Reader:
         try:
             from onnx.inliner import inline_local_functions
         except ImportError as error:
-            names = ", ".join(sorted(function.name for function in model.functions)[:8])
+            names = ", ".join(sorted(text(function.name) for function in model.functions)[:8])
             raise UnsupportedModelError(f"{self._origin}: model-local functions {names} need onnx ≥ 1.15") from error
         try:
             flat: ModelProto = inline_local_functions(model)
@@ -280,7 +285,7 @@ def _dimension(dim: Any) -> Dimension:
     if kind == "dim_value":
         return int(dim.dim_value) if dim.dim_value >= 0 else None
     if kind == "dim_param":
-        return None if dim.dim_param in UNKNOWN_SIZES else str(dim.dim_param)
+        return None if dim.dim_param in UNKNOWN_SIZES else text(dim.dim_param)
     return None
 
 

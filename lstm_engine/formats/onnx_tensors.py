@@ -47,6 +47,11 @@ BIT_PATTERNS: Final = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 MAX_RANK: Final = 32
 
 
+def text(value: str | bytes) -> str:
+    """A text of the file; protobuf hands out one that is not UTF-8 as bytes. Raises UnicodeDecodeError for it."""
+    return value if isinstance(value, str) else value.decode("utf-8")
+
+
 def element_dtype(data_type: int, subject: str) -> np.dtype[Any]:
     """The dtype a tensor of this ONNX element type has in the engine (bfloat16 becomes float32)."""
     if data_type == TensorProto.BFLOAT16:
@@ -139,7 +144,7 @@ class NeighbourFiles:
 
     def read(self, tensor: TensorProto, size: int, subject: str) -> bytes:
         """The ``size`` bytes of an external tensor."""
-        place = {entry.key: entry.value for entry in tensor.external_data}
+        place = {text(entry.key): text(entry.value) for entry in tensor.external_data}
         path = self._inside_folder(place.get("location", ""), subject)
         offset = _natural(place.get("offset", "0"), "offset", subject)
         length = _natural(place.get("length", str(size)), "length", subject)
@@ -164,7 +169,7 @@ class NeighbourFiles:
         if ":" in parts[0]:
             raise ModelFormatError(f"{subject}: weights file {location!r} must not name a drive")
         path = os.path.realpath(os.path.join(self._folder, location))
-        if os.path.commonpath([path, self._folder]) != self._folder:
+        if not _is_inside(path, self._folder):
             raise ModelFormatError(
                 f"{subject}: weights file {location!r} is a link that leaves the model's folder; "
                 "put a copy of the file in its place"
@@ -200,6 +205,13 @@ class NeighbourFiles:
                 raise ModelFormatError(f"{subject}: its weights file {os.path.basename(path)!r} is not a plain file")
             self._sizes[path] = status.st_size
         return self._sizes[path]
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    try:
+        return os.path.commonpath([path, folder]) == folder
+    except ValueError:  # on another drive
+        return False
 
 
 def _natural(text: str, what: str, subject: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from numba import types
 
-from ..encoding import INSTRUCTION_BYTES, PORT_WORDS, Context, Opcode, Port
+from ..encoding import FORM_WORDS, INSTRUCTION_BYTES, MOST_AXES, NOT_FITTING, PORT_WORDS, Context, Form, Opcode, Port
 from ..jit import Compiled, Progress, compile_kernel, kernel
 from . import dense, lstm, pointwise, rows
 from .product import product_rows
@@ -22,9 +22,11 @@ from .simd import (
     flush_denormals,
     invoke,
     lanes,
+    object_of,
     restore_denormals,
     set_word,
     word,
+    word32,
 )
 
 KERNEL_SIGNATURE = types.int64(types.int64, types.int64)
@@ -33,9 +35,10 @@ HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX = (int(cod
 SIZE = INSTRUCTION_BYTES
 (
     CODE, ARENA, CONSTANTS, EXECUTOR, START, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
-    FAULT_VALUE, FAULT_LIMIT, PORTS,
+    FAULT_VALUE, FAULT_LIMIT, FORMS, PORTS,
 ) = (int(w) * 8 for w in Context)  # fmt: skip
-MOST_AXES = 8
+FORM_BYTES = FORM_WORDS * 8
+F_TYPE, F_DTYPE, F_FLAGS, F_AXES, F_SIZES, F_LEAN_AXES, F_LEAN_SIZES = (int(w) * 8 for w in list(Form)[1:])
 FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
 SECOND_PORT = FIRST_PORT + PORT_WORDS * 8
 
@@ -123,10 +126,42 @@ def call(cx):  # type: ignore[no-untyped-def]
     return fault
 
 
+@kernel
+def matches(array, form):  # type: ignore[no-untyped-def]
+    """Which of a form's shapes a NumPy array has: 1 the full, 2 the lean one, 0 none or another kind of array.
+
+    Reads the fields of NumPy's array object (stable since NumPy 1.7): data, nd, dimensions, strides, base, descr, flags.
+    """
+    fields = array + word(form)
+    if word(fields - 8) != word(form + F_TYPE) or word(fields + 40) != word(form + F_DTYPE):
+        return 0
+    if word32(fields + 48) & word(form + F_FLAGS) != word(form + F_FLAGS):
+        return 0
+    axes, sizes = word32(fields + 8), word(fields + 16)
+    if axes == word(form + F_AXES):
+        kind, wanted = 1, form + F_SIZES
+    elif axes == word(form + F_LEAN_AXES):
+        kind, wanted = 2, form + F_LEAN_SIZES
+    else:
+        return 0
+    i = 0
+    while i < axes:
+        if word(sizes + 8 * i) != word(wanted + 8 * i):
+            return 0
+        i += 1
+    return kind
+
+
 def enter(cx, x, out):  # type: ignore[no-untyped-def]
-    """Run with two arrays as the first two ports: the shortest way from Python."""
-    set_word(cx + FIRST_PORT, x.ctypes.data)
-    set_word(cx + SECOND_PORT, out.ctypes.data)
+    """Run with two arrays as the first two ports: the shortest way from Python. NOT_FITTING if they need converting."""
+    x_object, out_object = object_of(x), object_of(out)
+    forms = word(cx + FORMS)
+    kind = matches(x_object, forms)
+    if kind == 0 or kind != matches(out_object, forms + FORM_BYTES):
+        return NOT_FITTING
+    header = word(forms)
+    set_word(cx + FIRST_PORT, word(x_object + header))
+    set_word(cx + SECOND_PORT, word(out_object + header))
     return invoke(word(cx + EXECUTOR), cx)
 
 

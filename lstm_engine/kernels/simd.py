@@ -234,6 +234,17 @@ def lanes(element: str) -> Lanes:
     return Lanes(element)
 
 
+@intrinsic
+def object_of(typing_context: Any, array: Any) -> Any:
+    """Address of the Python object that an array argument was unboxed from."""
+
+    def code(context: Any, b: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        unboxed = context.make_array(signature.args[0])(context, b, values[0])
+        return b.ptrtoint(unboxed.parent, INT64)
+
+    return address(array), code
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Words and bytes: what every kernel needs to read instructions and move rows
 

@@ -255,11 +255,7 @@ def _recurrent(tracer: _Tracer, node: Node) -> None:
         tracer.axes[name] = (batch, directions, width) if batch_first else (directions, batch, width)
 
 
-_ELEMENTWISE: Final = (
-    "Add Sub Mul Div Pow Min Max Mean Sum And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual Where PRelu Mod "
-    "Sigmoid Tanh Relu LeakyRelu Elu Selu Celu HardSigmoid HardSwish Softplus Softsign ThresholdedRelu Gelu Mish "
-    "Neg Abs Sqrt Exp Log Reciprocal Erf Floor Ceil Round Sign Sin Cos Not Identity Cast IsNaN"
-).split()
+_ELEMENTWISE: Final = ["Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "PRelu", "Mod", "Sigmoid", "Tanh", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "ThresholdedRelu", "Gelu", "Mish", "Neg", "Abs", "Sqrt", "Exp", "Log", "Reciprocal", "Erf", "Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "Not", "Identity", "Cast", "IsNaN"]
 _RULES: Final[dict[str, Callable[[_Tracer, Node], None]]] = {
     **dict.fromkeys(_ELEMENTWISE, _same),
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten"), _regroup),

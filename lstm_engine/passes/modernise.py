@@ -137,7 +137,7 @@ def _flattening(node: Node, context: _Context) -> Node:
     """Before set 13 the axes from ``axis`` on were one; with the last axis alone that changes nothing."""
     if context.opset >= 13:
         return node
-    axis = node.attributes.get("axis", 1)
+    axis = _integer(node, "axis", 1, context)
     if axis == -1:
         return node
     return replace(node, attributes={**_without(node, "axis"), "flatten_from": axis})
@@ -166,7 +166,7 @@ def _as_asymmetric(node: Node) -> Node:
 
 
 def _batch_normalization(node: Node, context: _Context) -> Node:
-    if node.attributes.get("spatial", 1) != 1:
+    if _integer(node, "spatial", 1, context) != 1:
         raise UnsupportedModelError(f"{context.origin}: {node.label}: attribute spatial=0 is not implemented")
     node = replace(node, attributes=_without(node, "spatial"))
     # Up to set 13 more than one output meant training; a trained model does not ask for them.
@@ -204,14 +204,14 @@ def _dft(node: Node, context: _Context) -> Node:
 
 def _constant_fill(node: Node, context: _Context) -> Node:
     """Dropped from the standard, but PyTorch writes it up to set 8 for states of zeros."""
-    if node.attributes.get("input_as_shape", 0) != 1 or node.attributes.get("extra_shape"):
+    if _integer(node, "input_as_shape", 0, context) != 1 or "extra_shape" in node.attributes:
         raise UnsupportedModelError(
             f"{context.origin}: {node.label}: only ConstantFill of a given shape is implemented"
         )
-    if node.attributes.get("dtype", 1) != 1:
+    value = _as_constant(node.attributes.get("value", 0.0), "f4", 0)
+    if _integer(node, "dtype", 1, context) != 1 or value is None:
         raise UnsupportedModelError(f"{context.origin}: {node.label}: only ConstantFill of float32 is implemented")
-    value = np.array([node.attributes.get("value", 0.0)], np.float32)
-    return replace(node, op="ConstantOfShape", attributes={"value": value})
+    return replace(node, op="ConstantOfShape", attributes={"value": value.reshape(1)})
 
 
 def _dropout(node: Node, context: _Context) -> Node:
@@ -237,6 +237,13 @@ FORMS: Final[dict[str, Callable[[Node, _Context], Node]]] = {
     "ConstantFill": _constant_fill,
     "Dropout": _dropout,
 }
+
+
+def _integer(node: Node, name: str, default: int, context: _Context) -> int:
+    value = node.attributes.get(name, default)
+    if not isinstance(value, int):
+        raise ModelFormatError(f"{context.origin}: {node.label}: attribute {name} must be a number, got {value!r:.80}")
+    return value
 
 
 def _with(node: Node, **attributes: Any) -> Node:

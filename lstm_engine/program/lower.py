@@ -455,13 +455,7 @@ def _dims(rows: Rows, batch: int) -> str:
 
 #: Host operators whose result at a step depends on that step alone, wherever their time axis is kept as it is.
 _STEPWISE: Final = frozenset(
-    (
-        "Add Sub Mul Div Pow Min Max Mean Sum And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual Where PRelu Mod "
-        "Sigmoid Tanh Relu LeakyRelu Elu Selu Celu HardSigmoid HardSwish Softplus Softsign ThresholdedRelu Gelu Mish Neg "
-        "Abs Sqrt Exp Log Reciprocal Erf Floor Ceil Round Sign Sin Cos Not Cast IsNaN Clip Transpose Concat Gather MatMul "
-        "Gemm Softmax LogSoftmax ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare "
-        "ArgMax ArgMin LayerNormalization BatchNormalization Squeeze Unsqueeze Slice Split"
-    ).split()
+    ["Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "PRelu", "Mod", "Sigmoid", "Tanh", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "ThresholdedRelu", "Gelu", "Mish", "Neg", "Abs", "Sqrt", "Exp", "Log", "Reciprocal", "Erf", "Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "Not", "Cast", "IsNaN", "Clip", "Transpose", "Concat", "Gather", "MatMul", "Gemm", "Softmax", "LogSoftmax", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ArgMax", "ArgMin", "LayerNormalization", "BatchNormalization", "Squeeze", "Unsqueeze", "Slice", "Split"]
 )
 
 
