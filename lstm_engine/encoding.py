@@ -52,6 +52,8 @@ class Copy(IntEnum):
 
 
 class Embed(IntEnum):
+    """Fields of EMBED."""
+
     TOKENS = 1
     TOKEN_STRIDE = 2
     TOKEN_BYTES = 3  # 4 or 8, of one id
@@ -103,6 +105,8 @@ class Lstm(IntEnum):
 
 
 class Dense(IntEnum):
+    """Fields of DENSE."""
+
     X = 1
     X_STRIDE = 2
     OUT = 3
@@ -117,6 +121,8 @@ class Dense(IntEnum):
 
 
 class Map(IntEnum):
+    """Fields of MAP."""
+
     X = 1
     X_STRIDE = 2
     OUT = 3
@@ -130,6 +136,8 @@ class Map(IntEnum):
 
 
 class Join(IntEnum):
+    """Fields of JOIN."""
+
     X = 1
     X_STEP = 2
     X_ROW = 3
@@ -148,6 +156,8 @@ class Join(IntEnum):
 
 
 class Softmax(IntEnum):
+    """Fields of SOFTMAX."""
+
     X = 1
     X_STRIDE = 2
     OUT = 3

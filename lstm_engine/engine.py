@@ -12,7 +12,7 @@ from .encoding import Port as PortWord
 from .errors import InputError, LstmEngineError
 from .program.arena import CANARY_BYTES
 from .program.packing import aligned_empty
-from .program.program import HostCall, HostOperand, Port, Program, Rows, StateSlot, Stretch
+from .program.program import HostCall, HostOperand, Place, Port, Program, Rows, StateSlot, Stretch
 from .reference import evaluate
 
 #: Programs estimated below this many seconds keep the interpreter lock: giving it up beside a busy Python thread
@@ -75,7 +75,8 @@ class Runner:
         """View [B, width] of a state in the arena."""
         strides = (slot.stride, slot.dtype.itemsize)
         offset = slot.place.buffer.offset + slot.place.offset
-        return np.ndarray((slot.rows, slot.width), slot.dtype, self.arena.data, offset, strides)
+        view: np.ndarray = np.ndarray((slot.rows, slot.width), slot.dtype, self.arena.data, offset, strides)
+        return view
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ class Runner:
         view, order = self._physical(operand, steps)
         sizes = [[self._size(atom, steps) for atom in axis] for axis in operand.axes]
         flat = [size for axis in sizes for size in axis]
-        back = np.argsort(order) if order else []
+        back: Any = np.argsort(order) if order else []
         spread = np.broadcast_to(view, self._full(operand, steps, view.shape)).reshape([flat[i] for i in order])
         moved: np.ndarray = np.ascontiguousarray(spread.transpose(back))
         return moved.reshape([int(np.prod(axis, dtype=np.int64)) for axis in sizes])
@@ -173,16 +174,16 @@ class Runner:
         return self._view(operand.rows, steps), [atoms.index(a) for a in (*leading, *batch, *rest)]
 
     def _view(self, rows: Rows, steps: int) -> np.ndarray:
-        from .program.program import Place
-
         per_step = self.program.batch if rows.batched else 1
         shape = (steps if rows.timed else 1, per_step, rows.width)
         strides = (per_step * rows.stride, rows.stride, rows.dtype.itemsize)
+        memory, offset = self.arena, 0
         if isinstance(rows.place, Place):
             offset = rows.place.buffer.offset + rows.place.offset
-            return np.ndarray(shape, rows.dtype, self.arena.data, offset, strides)
-        raw = rows.place.array.reshape(-1).view(np.uint8)
-        return np.ndarray(shape, rows.dtype, raw.data, rows.place.offset, strides)
+        else:
+            memory, offset = rows.place.array.reshape(-1).view(np.uint8), rows.place.offset
+        view: np.ndarray = np.ndarray(shape, rows.dtype, memory.data, offset, strides)
+        return view
 
     def _size(self, atom: int, steps: int) -> int:
         return steps if atom in self.program.time else self.program.time_sizes[atom]
@@ -193,7 +194,8 @@ class Runner:
         node = self.program.listing[index].node
         value, limit = int(self.context[Context.FAULT_VALUE]), int(self.context[Context.FAULT_LIMIT])
         if code == 1:
-            return InputError(f"{node}: index {value} is out of range, expected {-limit} to {limit - 1}; nothing was done")
+            where = f"expected {-limit} to {limit - 1}"
+            return InputError(f"{node}: index {value} is out of range, {where}; nothing was done")
         return InputError(f"{node}: a sequence length lies outside 0 to T; nothing was done")
 
     def _check_canaries(self) -> None:
@@ -215,5 +217,3 @@ def logical_order(array: np.ndarray, order: Sequence[int]) -> np.ndarray:
         return array
     back: Any = np.argsort(order)
     return np.ascontiguousarray(array.transpose(back))
-
-

@@ -135,7 +135,6 @@ def digest() -> str:
         target(),
         numba.config.OPT,
         numba.config.LOOP_VECTORIZE,
-        numba.config.SLP_VECTORIZE,
     )
     for fact in facts:
         state.update(repr(fact).encode() + b"\0")
@@ -193,7 +192,7 @@ def _write_cache(path: Path | None, result: Any) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Keep the newest files: every edit, release or CPU leaves a generation behind. Also abandoned half-written ones."""
+    """Keep the newest files, as every edit, release or CPU leaves a generation behind; drop half-written ones."""
     files = sorted(folder.glob("*.code"), key=lambda file: file.stat().st_mtime, reverse=True)
     newest = files[0].stat().st_mtime if files else 0.0
     abandoned = [file for file in folder.glob(".writing-*") if file.stat().st_mtime < newest - 3600]

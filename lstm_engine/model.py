@@ -66,7 +66,7 @@ def load(
         raise UnsupportedModelError(listed(f"{graph.origin}: not implemented", faults))
     element = element_type(graph)
     if precision == "float32" and element == "float64":
-        raise UnsupportedModelError(f"{graph.origin}: a float64 model runs in float64; precision='float32' is not available")
+        raise UnsupportedModelError(f"{graph.origin}: a float64 model runs in float64; precision='float32' is none")
     return Model(graph, element, states)
 
 
@@ -218,7 +218,8 @@ class Model:
             return feeds
         required = [spec.name for spec in self.inputs if not spec.optional]
         if len(required) != 1:
-            raise InputError(f"feeds: expected {{name: array}} for inputs {', '.join(required)}, got one {type(feeds).__name__}")
+            got = type(feeds).__name__
+            raise InputError(f"feeds: expected {{name: array}} for inputs {', '.join(required)}, got one {got}")
         return {required[0]: feeds}
 
     def _checked(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -103,4 +103,5 @@ class State:
             offset += count * dtype.itemsize
         if offset != len(body):
             raise ValueError("data are left over")
-        return cls(str(description["fingerprint"]), int(description["batch"]), arrays, bytes.fromhex(description["sampler"]))
+        fingerprint, batch = str(description["fingerprint"]), int(description["batch"])
+        return cls(fingerprint, batch, arrays, bytes.fromhex(description["sampler"]))

@@ -95,9 +95,11 @@ class Stream:
         """The array forms a step takes as they are, and the compiled entry that checks them."""
         program = self._lowered.program
         self._enter_step = _never_fits
-        self._scalar = type(None)
+        self._scalar: type = type(None)
         self._single = False
-        self._in_axes, self._out_shape, self._out_lean, self._out_dtype = -1, (), (), np.dtype(np.float32)
+        self._in_axes, self._out_dtype = -1, np.dtype(np.float32)
+        self._out_shape: tuple[int, ...] = ()
+        self._out_lean: tuple[int, ...] = ()
         if len(program.inputs) != 1 or len(program.outputs) != 1 or program.hosts or program.canaries:
             return
         x, y = program.inputs[0], program.outputs[0]
@@ -110,7 +112,9 @@ class Stream:
         self._in_axes = len(_step_shape(x))
         self._out_shape, self._out_dtype = _step_shape(y), y.dtype
         lean = self._lean_axis(x), self._lean_axis(y)
-        lean_shapes = [None, None] if None in lean else [_without(_step_shape(p), i) for p, i in zip((x, y), lean)]
+        lean_shapes = (
+            [None, None] if None in lean else [_without(_step_shape(p), i) for p, i in zip((x, y), lean, strict=True)]
+        )
         self._out_lean = lean_shapes[1] if lean_shapes[1] is not None else self._out_shape
         self._forms = np.concatenate([_form(x, lean_shapes[0], _CONTIGUOUS), _form(y, lean_shapes[1], _WRITABLE)])
         self._runner.context[Context.FORMS] = self._forms.ctypes.data
@@ -137,7 +141,7 @@ class Stream:
 
         return guarded
 
-    def _boxed(self, x: float) -> np.ndarray:
+    def _boxed(self, x: Any) -> np.ndarray:
         """A Python number as an array, without allocating."""
         try:
             self._box[()] = x

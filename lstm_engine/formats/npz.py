@@ -55,6 +55,11 @@ def read_npz(
         if is_keras(keys):
             refuse_keywords(origin, "Keras weights", batch_first=batch_first, nonlinearity=nonlinearity)
             return read_keras(archive, prefix=prefix, layers=layers)
+        if cells := [key for key in keys if key.rpartition(".")[2] == "weight_hh"]:
+            raise ModelFormatError(
+                f"{origin}: {named(cells)} belongs to a PyTorch cell; rename weight_ih, weight_hh, bias_ih, bias_hh to "
+                "weight_ih_l0 … and it is read as a layer, whose step is the cell's"
+            )
         raise ModelFormatError(
             f"{origin}: no recurrent weights among the keys {named(keys) or '(none)'}; accepted are a native file, a "
             "PyTorch state_dict (weight_ih_l0, weight_hh_l0 …), ONNX's W, R, B, P, and Keras weights "

@@ -14,7 +14,7 @@ from ..errors import ModelFormatError, UnsupportedModelError
 #: Files below this size are parsed without being counted.
 HARMLESS_SIZE: Final = 256 << 10
 #: Fields of a model, at most; bounds the memory of its messages to some hundred megabytes.
-MAX_FIELDS: Final = 2_000_000
+MAX_FIELDS: Final = 1_500_000
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 

@@ -15,7 +15,9 @@ from numba import types
 
 from ..encoding import FORM_WORDS, INSTRUCTION_BYTES, MOST_AXES, NOT_FITTING, PORT_WORDS, Context, Form, Opcode, Port
 from ..jit import Compiled, Progress, compile_kernel, kernel
-from . import dense, lstm, pointwise, rows
+from . import dense as dense_kernels
+from . import lstm as lstm_kernels
+from . import pointwise, rows
 from .product import product_rows
 from .simd import (
     copy_bytes,
@@ -50,8 +52,8 @@ def build(element: str, progress: Progress) -> Callable[..., Any]:
     activate = pointwise.activation(v)
     parts = {
         **rows.kernels(),
-        **lstm.kernels(v, product, product_narrow, activate),
-        "dense": dense.dense_rows(v, product, product_narrow),
+        **lstm_kernels.kernels(v, product, product_narrow, activate),
+        "dense": dense_kernels.dense_rows(v, product, product_narrow),
         **pointwise.kernels(v, activate),
     }
     for done, (name, part) in enumerate(parts.items()):
@@ -75,9 +77,9 @@ def run(code, cx):  # type: ignore[no-untyped-def]
         op = word(ip)
         fault = 0
         if op == LSTM:
-            fault = lstm(ip, cx)
+            fault = lstm(ip, cx)  # noqa: F821
         elif op == DENSE:
-            fault = dense(ip, cx)
+            fault = dense(ip, cx)  # noqa: F821
         elif op == LOAD:
             fault = load(ip, cx)  # noqa: F821
         elif op == STORE:
@@ -130,7 +132,7 @@ def call(cx):  # type: ignore[no-untyped-def]
 def matches(array, form):  # type: ignore[no-untyped-def]
     """Which of a form's shapes a NumPy array has: 1 the full, 2 the lean one, 0 none or another kind of array.
 
-    Reads the fields of NumPy's array object (stable since NumPy 1.7): data, nd, dimensions, strides, base, descr, flags.
+    Reads the fields of NumPy's array object: data, nd, dimensions, strides, base, descr, flags (unchanged since 1.7).
     """
     fields = array + word(form)
     if word(fields - 8) != word(form + F_TYPE) or word(fields + 40) != word(form + F_DTYPE):

@@ -107,7 +107,7 @@ def tanh(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
 
 def log(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """ln x: x = m·2^e with m in [√½, √2), then 2·artanh((m-1)/(m+1)); -inf at 0, NaN below."""
-    mantissa, bias = (23, 127) if v.bytes == 4 else (52, 1023)
+    mantissa = 23 if v.bytes == 4 else 52
     one = v.constant(1.0)
     bits = b.bitcast(x, v.bits)
     # Subtracting √½'s bits rounds the exponent to the nearest power of two in the sense of √½ … √2.

@@ -39,6 +39,7 @@ def steps(ip: int, cx: int, timed: int) -> int:
 
 @kernel
 def copy_rows(to, to_step, to_row, at, at_step, at_row, count, steps_, rows):  # type: ignore[no-untyped-def]
+    """``count`` bytes of each of steps × rows places."""
     t = 0
     while t < steps_:
         b = 0

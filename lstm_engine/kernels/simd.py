@@ -42,16 +42,20 @@ class VectorType(types.Type):
 
 @register_model(VectorType)
 class VectorModel(models.PrimitiveModel):
+    """How LLVM holds a VectorType."""
+
     def __init__(self, dmm: Any, fe_type: VectorType) -> None:
         element = ir.FloatType() if fe_type.element == "float32" else ir.DoubleType()
         super().__init__(dmm, fe_type, ir.VectorType(element, WIDTH))
 
 
 def pointer(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
+    """An int64 address as a pointer."""
     return b.inttoptr(at, POINTER)
 
 
 def int64(value: int) -> ir.Constant:
+    """An integer constant."""
     return ir.Constant(INT64, value)
 
 
@@ -77,18 +81,23 @@ class Lanes:
         self.numba_vector = VectorType(element)
 
     def constant(self, value: float) -> ir.Constant:
+        """All lanes = one number."""
         return ir.Constant(self.vector, [float(self.dtype.type(value))] * WIDTH)
 
     def bit_pattern(self, value: int) -> ir.Constant:
+        """All lanes = one integer of the element's size."""
         return ir.Constant(self.bits, [value] * WIDTH)
 
     def load(self, b: ir.IRBuilder, at: ir.Value, aligned: bool = True) -> ir.Value:
+        """16 neighbouring elements; ``aligned``: at a cache line."""
         return b.load(pointer(b, at), typ=self.vector, align=64 if aligned else self.bytes)
 
     def store(self, b: ir.IRBuilder, value: ir.Value, at: ir.Value, aligned: bool = True) -> None:
+        """Write 16 neighbouring elements."""
         b.store(value, pointer(b, at), align=64 if aligned else self.bytes)
 
     def splat(self, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+        """All lanes = one scalar."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         first = b.insert_element(undefined, x, ir.Constant(INT32, 0))
         return b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, WIDTH), [0] * WIDTH))
@@ -104,9 +113,11 @@ class Lanes:
         return call(b, f"llvm.fma.v{WIDTH}{self.suffix}", self.vector, [x, y, z])
 
     def unary(self, b: ir.IRBuilder, name: str, x: ir.Value) -> ir.Value:
+        """An LLVM intrinsic of one vector: fabs, sqrt, nearbyint …"""
         return call(b, f"llvm.{name}.v{WIDTH}{self.suffix}", self.vector, [x])
 
     def copysign(self, b: ir.IRBuilder, magnitude: ir.Value, sign: ir.Value) -> ir.Value:
+        """The magnitude of one vector with the signs of another."""
         return call(b, f"llvm.copysign.v{WIDTH}{self.suffix}", self.vector, [magnitude, sign])
 
     def maximum(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
@@ -127,6 +138,7 @@ class Lanes:
         return b.select(b.icmp_signed("<", lane, limit), x, otherwise)
 
     def reduce_max(self, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+        """The largest lane."""
         return self._fold(b, x, lambda left, right: self.maximum(b, left, right))
 
     def reduce_add(self, b: ir.IRBuilder, x: ir.Value) -> ir.Value:

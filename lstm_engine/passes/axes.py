@@ -255,9 +255,16 @@ def _recurrent(tracer: _Tracer, node: Node) -> None:
         tracer.axes[name] = (batch, directions, width) if batch_first else (directions, batch, width)
 
 
-_ELEMENTWISE: Final = ["Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "PRelu", "Mod", "Sigmoid", "Tanh", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "ThresholdedRelu", "Gelu", "Mish", "Neg", "Abs", "Sqrt", "Exp", "Log", "Reciprocal", "Erf", "Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "Not", "Identity", "Cast", "IsNaN"]
+#: Operators whose output element depends on the operands' elements at the same place alone.
+ELEMENTWISE: Final = frozenset({
+    "Abs", "Add", "And", "Cast", "Ceil", "Celu", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
+    "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less",
+    "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow",
+    "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum",
+    "Swish", "Tanh", "ThresholdedRelu", "Where", "Xor",
+})  # fmt: skip
 _RULES: Final[dict[str, Callable[[_Tracer, Node], None]]] = {
-    **dict.fromkeys(_ELEMENTWISE, _same),
+    **dict.fromkeys(sorted(ELEMENTWISE), _same),
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten"), _regroup),
     **dict.fromkeys(("Slice", "Split", "Pad", "Softmax", "LogSoftmax", "Clip", "Dropout", "CumSum"), _along),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),

@@ -19,9 +19,10 @@ from ..reference import evaluate
 from .shapes import Specialised
 
 #: Operators that only move elements of their first input (Concat: of all).
-_MOVES: Final = frozenset(
-    ["Slice", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Gather", "Split", "Identity", "Flatten", "Concat", "Expand", "Cast"]
-)
+_MOVES: Final = frozenset({
+    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+    "Unsqueeze",
+})  # fmt: skip
 #: Index of the initial state among a recurrent node's inputs, of the final one among its outputs.
 SLOTS: Final[Mapping[str, tuple[int, int]]] = {"h": (5, 1), "c": (6, 2)}
 

@@ -306,8 +306,8 @@ def _deliver(
             low.rows[name] = Rows(end.place, end.stride, low.plan.streamed and timed, end.batched, size, end.dtype)
             continue
         joined = low.new_rows(name, False, low.batch > 1, len(ends) * size, low.dtype)
-        for d, end in enumerate(ends):
-            low.copy(end[kind], joined.columns(d * size, size))
+        for d, both in enumerate(ends):
+            low.copy(both[kind], joined.columns(d * size, size))
         low.rows[name] = joined
 
 
@@ -315,7 +315,7 @@ def _deliver(
 def lower_dense(low: Lowering, node: Node) -> None:
     """x·W + b with constant W and b; alpha, beta and transposes are folded into them."""
     weights, bias = _dense_weights(low, node)
-    depth, outputs = weights.shape
+    depth = weights.shape[0]
     x_form = low.form(node.input(0))
     if low.roles.axes[node.input(0)][-1] != x_form.width[-1:] and low.roles.size(x_form.width) != depth:
         raise NoInstructionError("the axis it sums over is not the last in memory")

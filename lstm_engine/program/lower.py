@@ -20,7 +20,7 @@ from ..encoding import Copy, Opcode
 from ..errors import StreamingError, UnsupportedModelError
 from ..graph import Graph, Node, TensorSpec
 from ..machine import debugging
-from ..passes.axes import Axes, RowForm, assign_roles
+from ..passes.axes import ELEMENTWISE, Axes, RowForm, assign_roles
 from ..passes.shapes import Specialised
 from .arena import CANARY_BYTES, Buffer, aligned, place
 from .packing import Store, aligned_copy
@@ -405,7 +405,7 @@ class Lowering:
         return program
 
     def _touch(self) -> None:
-        """Lifetimes: instructions count by index, host calls with the HALT before them; what the rest reads lives on."""
+        """Lifetimes: instructions count by index, host calls as the HALT before them."""
         for index, instruction in enumerate(self.instructions):
             for value in instruction.fields.values():
                 if isinstance(value, Place):
@@ -454,9 +454,11 @@ def _dims(rows: Rows, batch: int) -> str:
 
 
 #: Host operators whose result at a step depends on that step alone, wherever their time axis is kept as it is.
-_STEPWISE: Final = frozenset(
-    ["Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where", "PRelu", "Mod", "Sigmoid", "Tanh", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "ThresholdedRelu", "Gelu", "Mish", "Neg", "Abs", "Sqrt", "Exp", "Log", "Reciprocal", "Erf", "Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "Not", "Cast", "IsNaN", "Clip", "Transpose", "Concat", "Gather", "MatMul", "Gemm", "Softmax", "LogSoftmax", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ArgMax", "ArgMin", "LayerNormalization", "BatchNormalization", "Squeeze", "Unsqueeze", "Slice", "Split"]
-)
+_STEPWISE: Final = ELEMENTWISE | {
+    "ArgMax", "ArgMin", "BatchNormalization", "Clip", "Concat", "Gather", "Gemm", "LayerNormalization", "LogSoftmax",
+    "MatMul", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare", "Slice", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
 
 
 def _check_steps_apart(lowering: Lowering, node: Node) -> None:
@@ -490,7 +492,8 @@ def to_physical(
     moved = spread.transpose([atoms.index(atom) for atom in order])
     steps = prod(sizes[atom] for atom in time) if form.timed else 1
     rows = prod(sizes[atom] for atom in batch) if form.batched else 1
-    return moved.reshape(steps, rows, prod(sizes[atom] for atom in form.width))
+    physical: np.ndarray = moved.reshape(steps, rows, prod(sizes[atom] for atom in form.width))
+    return physical
 
 
 def validate(program: Program) -> None:

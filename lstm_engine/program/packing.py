@@ -16,12 +16,13 @@ WIDE = 4 * LANES
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised array that begins at a cache line (np.empty promises 16 bytes, which costs up to half the speed)."""
+    """An uninitialised array that begins at a cache line (np.empty promises 16 bytes: up to half the speed lost)."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     base = np.empty(size + ALIGNMENT, np.uint8)
     start = -base.ctypes.data % ALIGNMENT
-    return base[start : start + size].view(dtype).reshape(shape)
+    array: np.ndarray = base[start : start + size].view(dtype).reshape(shape)
+    return array
 
 
 def aligned_copy(values: np.ndarray, dtype: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -147,7 +148,7 @@ def _fold_bias(low: Lowering, node: Node) -> bool:
             continue
         padded = np.zeros(held.array.size, low.dtype)
         padded[: value.size] = value.reshape(-1)
-        packed = low.store.get(("dense bias", padded.tobytes()), lambda p=padded: aligned_copy(p, low.dtype))
+        packed = low.store.get(("dense bias", padded.tobytes()), partial(aligned_copy, padded, low.dtype))
         low.instructions[made] = Instruction(
             before.opcode,
             {**before.fields, Dense.BIAS: Pinned(packed)},

@@ -206,7 +206,7 @@ def _portable(value: Field, numbers: dict[int, int]) -> tuple[Any, ...]:
     if isinstance(value, Place):
         return ("arena", numbers.setdefault(id(value.buffer), len(numbers)), value.offset)
     if isinstance(value, Pinned):
-        return ("constant", hashlib.sha256(np.ascontiguousarray(value.array)).hexdigest(), value.offset)
+        return ("constant", hashlib.sha256(value.array.tobytes()).hexdigest(), value.offset)
     return ("number", value)
 
 
