@@ -24,6 +24,8 @@ UNKNOWN = "<unk>"
 BOUNDARY = "<doc>"
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 MINIMUM_DOCUMENT = 200  # characters; shorter documents say little
+TELLING_LINE = 30  # characters
+MAXIMUM_REPEAT = 0.1  # of a document's telling lines may stand in another; else it is left out
 MINIMUM_COUNT = 20  # a character seen less often in the training text is unknown
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -121,10 +123,26 @@ def modules() -> list[str]:
     return texts
 
 
+def telling_lines(text: str) -> list[str]:
+    """The lines long enough that two documents share them only if one repeats the other."""
+    return [line.strip() for line in text.split("\n") if len(line.strip()) > TELLING_LINE]
+
+
+def distinct(texts: list[str]) -> list[str]:
+    """The documents, longest first, without those that repeat much of the ones before."""
+    kept, seen = [], set()
+    for text in sorted(texts, key=lambda text: (-len(text), text)):
+        lines = telling_lines(text)
+        size, repeated = sum(map(len, lines)), sum(len(line) for line in lines if line in seen)
+        if repeated <= MAXIMUM_REPEAT * size:
+            kept.append(text)
+            seen.update(lines)
+    return kept
+
+
 def documents() -> list[str]:
-    """Every document once, in a fixed order."""
-    texts = dict.fromkeys(topics() + modules())
-    return [text for text in texts if len(text) >= MINIMUM_DOCUMENT]
+    """The documents worth reading, none of them a repetition of another."""
+    return distinct([text for text in topics() + modules() if len(text) >= MINIMUM_DOCUMENT])
 
 
 def split(seed: int = 0, valid: float = 0.03, heldout: float = 0.06) -> Split:

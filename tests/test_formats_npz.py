@@ -703,3 +703,8 @@ def test_a_loaded_file_saves_to_the_same_bytes(tmp_path):
     write_native(formats.read(tmp_path / "a"), tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert b"somebody" not in (tmp_path / "a").read_bytes()
+
+
+def test_a_cell_is_told_how_to_become_a_layer():
+    with pytest.raises(ModelFormatError, match=r"'rnn\.weight_hh' belongs to a PyTorch cell; rename"):
+        formats.read(npz(**{"rnn.weight_ih": draw(16, 3), "rnn.weight_hh": draw(16, 4)}))

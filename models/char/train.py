@@ -9,6 +9,7 @@ with ``--minutes 0`` only measures and exports it.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -16,17 +17,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import common  # noqa: E402
 import corpus  # noqa: E402
 
+NAMES = {"inputs": ["tokens", "h0", "c0"], "outputs": ["logits", "hn", "cn"]}
+TEMPERATURES, SAMPLE_LENGTH = (0.5, 0.8), 1200
 EMBEDDING, HIDDEN, LAYERS, DROPOUT = 64, 256, 2, 0.2
 BATCH, STEPS = 32, 128
 PEAK_RATE, LAST_RATE, WARM_UP = 3e-3, 1e-5, 200
+FORGET = 0.02  # of the streams lose their state after each piece
 VALIDATE_EVERY = 120.0  # seconds
 
 State = tuple[Tensor, Tensor]
@@ -73,7 +79,7 @@ def streams(ids: Tensor, batch: int) -> Tensor:
 
 
 def chunks(texts: list[str], tokens: list[str], epochs: torch.Generator) -> Iterator[Tensor]:
-    """Consecutive pieces of the training text, for ever; None-free: a new epoch is reshuffled."""
+    """Consecutive pieces of the training text, for ever; every epoch in a new order."""
     while True:
         order = torch.randperm(len(texts), generator=epochs).tolist()
         ids = torch.tensor(corpus.encode([texts[i] for i in order], tokens))
@@ -133,7 +139,13 @@ def train_step(
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.item(), (hn.detach().float(), cn.detach().float())
+    return loss.item(), forget_some((hn.detach().float(), cn.detach().float()))
+
+
+def forget_some(state: State) -> State:
+    """The state with a few streams begun anew, so that the model also knows an empty state."""
+    kept = (torch.rand(1, BATCH, 1) >= FORGET).float()
+    return state[0] * kept, state[1] * kept
 
 
 def train(
@@ -174,6 +186,111 @@ def note(
         save(checkpoint, model, tokens, record)
 
 
+# --- export -----------------------------------------------------------------------------------
+
+
+def export(model: CharacterModel, tokens: list[str], path: Path) -> None:
+    """Write the ONNX file; the vocabulary travels in its metadata."""
+    model.eval()
+    state_axes = {1: "batch"}
+    axes = {"tokens": {0: "batch", 1: "time"}, "logits": {0: "batch", 1: "time"},
+            "h0": state_axes, "c0": state_axes, "hn": state_axes, "cn": state_axes}
+    example = (torch.zeros(2, 3, dtype=torch.int64), *zero_state(2))
+    torch.onnx.export(model, example, str(path), dynamo=False, opset_version=17,
+                      input_names=NAMES["inputs"], output_names=NAMES["outputs"],
+                      dynamic_axes=axes)
+    common.finish(path, {
+        "task": "predict the next character of Python's documentation",
+        "unit": "character", "vocabulary": json.dumps(tokens), "unknown": corpus.UNKNOWN,
+        "boundary": corpus.BOUNDARY, "license": "PSF-2.0 (text); see the card"})
+
+
+@torch.no_grad()
+def verify(model: CharacterModel, path: Path) -> float:
+    """The largest difference between the exported file and the model, at a shape of its own."""
+    model.eval()
+    tokens = torch.randint(0, model.embedding.num_embeddings, (3, 40))
+    state = [torch.rand(LAYERS, 3, HIDDEN) - 0.5 for _ in range(2)]
+    feeds = dict(zip(NAMES["inputs"], [tokens.numpy(), *(s.numpy() for s in state)], strict=True))
+    got, wanted = common.session(path).run(None, feeds), model(tokens, *state)
+    worst = max(float(np.abs(g - w.numpy()).max()) for g, w in zip(got, wanted, strict=True))
+    assert worst < 1e-4, f"the exported file differs from the model by {worst}"
+    return worst
+
+
+@torch.no_grad()
+def sample(model: CharacterModel, tokens: list[str], temperature: float, seed: int) -> str:
+    """Text the model writes by itself, from a document's beginning."""
+    model.eval()
+    dice, state, text = torch.Generator().manual_seed(seed), zero_state(1), ""
+    token = tokens.index(corpus.BOUNDARY)
+    while len(text) < SAMPLE_LENGTH:
+        logits, *state = model(torch.tensor([[token]]), *state)
+        chances = torch.softmax(logits[0, 0].double() / temperature, dim=-1)
+        token = int(torch.multinomial(chances, 1, generator=dice))
+        text += tokens[token] if len(tokens[token]) == 1 else f"\n{tokens[token]}\n"
+    return text
+
+
+# --- the card ---------------------------------------------------------------------------------
+
+
+def quality(model: CharacterModel, parts: corpus.Split, tokens: list[str]) -> str:
+    """Held-out bits a character, beside what the baselines need for the same text."""
+    past = corpus.encode(parts.train, tokens)
+    text = corpus.encode(parts.heldout, tokens)
+    alone, after = common.xz_bits(past, text)
+    rows = [["**this model**", f"**{bits(model, torch.tensor(text)):.3f}**"]]
+    for order in (5, 8):
+        need = common.ngram_bits(past, text, order, len(tokens))
+        rows.append([f"{order}-gram, interpolated modified Kneser-Ney", f"{need:.3f}"])
+    rows.append(["xz -9e, after the training text", f"{after:.3f}"])
+    rows.append(["xz -9e, the held-out text alone", f"{alone:.3f}"])
+    return common.table(["", "bits a character"], rows)
+
+
+def data_facts(parts: corpus.Split, seed: int) -> str:
+    """How much text each group holds, and which."""
+    groups = (("train", parts.train), ("validation", parts.valid), ("held out", parts.heldout))
+    rows = [[name, f"{len(texts)}", f"{sum(map(len, texts)):,}", f"`{corpus.fingerprint(texts)}`"]
+            for name, texts in groups]
+    heading = f"`corpus.split(seed={seed})`"
+    return common.table([heading, "documents", "characters", "fingerprint"], rows)
+
+
+def progress(record: Record) -> str:
+    """The training's course, about a dozen rows."""
+    stride = max(1, len(record.history) // 12)
+    chosen = record.history[::-1][::stride][::-1]
+    rows = [[f"{minutes:.0f}", f"{seen / 1e6:.1f}", f"{train_bits:.3f}", f"{valid:.3f}"]
+            for minutes, seen, train_bits, valid in chosen]
+    return common.table(["minutes", "M characters read", "train bits (dropout on)",
+                         "validation bits"], rows)
+
+
+def figures(
+    model: CharacterModel, parts: corpus.Split, tokens: list[str], record: Record, path: Path
+) -> str:
+    """The generated part of the card."""
+    lines = [
+        "### File", common.file_facts(path), common.interface(path),
+        f"Largest difference from PyTorch in onnxruntime: {verify(model, path):.1e}.",
+        "### Quality on held-out documents", quality(model, parts, tokens),
+        "### Data", data_facts(parts, record.seed),
+        f"{len(tokens)} tokens: " + " ".join(f"`{token}`" for token in tokens[2:] if token > " "
+                                             and token != "`") + ", the back-quote, space, "
+        f"newline, `{corpus.UNKNOWN}` and `{corpus.BOUNDARY}`.",
+        "### Training",
+        f"{record.minutes:.0f} minutes on one core, {record.characters / 1e6:.0f} million "
+        f"characters read. Made with {common.software('torch', 'onnx', 'onnxruntime')}.",
+        progress(record), "### Samples"]
+    for temperature in TEMPERATURES:
+        text = sample(model, tokens, temperature, record.seed)
+        lines += [f"Temperature {temperature}, from an empty state and `{corpus.BOUNDARY}`:",
+                  f"````text\n{text}\n````"]
+    return "\n\n".join(lines)
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -181,6 +298,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=HERE / "char.onnx", help="the file to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=Path("char-checkpoint.pt"))
+    parser.add_argument("--card", type=Path, default=HERE / "README.md", help="to write figures in")
     parser.add_argument("--from-checkpoint", type=Path, help="start from this state")
     return parser.parse_args()
 
@@ -198,6 +316,10 @@ def main() -> None:
         model = CharacterModel(len(tokens))
     if options.minutes > 0:
         train(model, parts, tokens, record, options.minutes, options.checkpoint)
+        model, tokens, record = restore(options.checkpoint)
+    export(model, tokens, options.out)
+    if options.card:
+        common.rewrite_card(options.card, figures(model, parts, tokens, record, options.out))
 
 
 if __name__ == "__main__":
