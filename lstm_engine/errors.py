@@ -40,8 +40,12 @@ class StateError(LstmEngineError):
     """A state of another model, batch or version, or a stream used by two callers at once."""
 
 
+MOST_LISTED = 50
+
+
 def listed(heading: str, faults: Sequence[str]) -> str:
     """One message for all faults: the only fault on the heading's line, several as a list below it."""
     if len(faults) == 1:
         return f"{heading}: {faults[0]}"
-    return "\n  - ".join([f"{heading}: {len(faults)} faults", *faults])
+    more = [f"… and {len(faults) - MOST_LISTED} more"] if len(faults) > MOST_LISTED else []
+    return "\n  - ".join([f"{heading}: {len(faults)} faults", *faults[:MOST_LISTED], *more])

@@ -25,6 +25,7 @@ from ..passes.shapes import Specialised
 from .arena import CANARY_BYTES, Buffer, aligned, place
 from .packing import Store, aligned_copy
 from .program import Field, HostCall, HostOperand, Instruction, Pinned, Place, Port, Program, Rows, StateSlot, Stretch
+from .validate import TAIL, validate
 
 #: Rows (steps × batch) a block aims at: enough to hoist input projections, small enough for the cache
 #: (bench row `sequence H=256 B=1`: 16 to 64 steps are within 2 %).
@@ -393,7 +394,7 @@ class Lowering:
             slots=tuple(self.slots),
             state_bytes=state_bytes,
             shadow=shadow,
-            arena_bytes=end + 64,  # kernels read whole vectors: up to 15 elements behind a row's end
+            arena_bytes=end + TAIL,
             canaries=canaries,
             fallible=self.fallible,
             time_sizes=dict(self.roles.sizes),
@@ -494,19 +495,3 @@ def to_physical(
     rows = prod(sizes[atom] for atom in batch) if form.batched else 1
     physical: np.ndarray = moved.reshape(steps, rows, prod(sizes[atom] for atom in form.width))
     return physical
-
-
-def validate(program: Program) -> None:
-    """Every place an instruction names lies inside its buffer, every buffer inside the arena.
-
-    Raises AssertionError: a program that fails here is a fault of the engine, never of a model.
-    """
-    for instruction in program.listing:
-        for index, value in instruction.fields.items():
-            if isinstance(value, Place):
-                inside = 0 <= value.offset < value.buffer.size and value.buffer.offset >= 0
-                fits = value.buffer.offset + value.buffer.size <= program.arena_bytes
-                if not (inside and fits):
-                    raise AssertionError(f"{instruction.node}: field {index!r} lies outside its buffer")
-            elif isinstance(value, Pinned) and not 0 <= value.offset < value.array.nbytes:
-                raise AssertionError(f"{instruction.node}: field {index!r} lies outside its constant")

@@ -1,0 +1,185 @@
+"""The proof that a Program touches nothing but its own memory: machine code checks no address.
+
+For every instruction, the bytes each operand may read or write are worked out from its fields and held against
+the buffer or constant it names. Kernels read whole vectors, so a read may run up to fifteen elements past the
+last row; a write may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from ..encoding import Copy, Dense, Embed, Join, Lstm, Map, Opcode, Softmax
+from .packing import LANES, WIDE
+from .program import Field, Instruction, Pinned, Place, Program
+
+#: Bytes at the end of an arena that reads may run into: fifteen float64, to whole cache lines.
+TAIL: Final = 128
+
+
+class Extent(NamedTuple):
+    """An operand and how many bytes from its place on the instruction may touch."""
+
+    field: IntEnum
+    size: int
+    written: bool
+
+
+def validate(program: Program) -> None:
+    """Every byte an instruction may touch lies in the buffer or constant it names, every buffer in the arena.
+
+    Raises AssertionError: a program that fails here is a fault of the engine, never of a model.
+    """
+    for index, instruction in enumerate(program.listing):
+        for field, size, written in extents(instruction, program):
+            place = instruction.fields.get(field, -1)
+            fault = _fault(place, size, written, program)
+            if fault:
+                raise AssertionError(
+                    f"instruction {index} {instruction.opcode.name} ({instruction.node}), {field!r}: {fault}"
+                )
+
+
+def _fault(place: Field, size: int, written: bool, program: Program) -> str:
+    if size == 0 or (isinstance(place, int) and place < 0):
+        return ""
+    if isinstance(place, Place):
+        room = place.buffer.size - place.offset
+        inside = place.buffer.offset >= 0 and place.buffer.offset + place.buffer.size + TAIL <= program.arena_bytes
+        slack = 0 if written else TAIL
+        if not inside or place.offset < 0 or size > room + slack:
+            return f"{size} bytes at {place.offset} of buffer '{place.buffer.name}' of {place.buffer.size}"
+        return ""
+    if isinstance(place, Pinned):
+        if written or place.offset < 0 or place.offset + size > place.array.nbytes:
+            return f"{size} bytes at {place.offset} of a constant of {place.array.nbytes}"
+        return ""
+    return "no place"
+
+
+def extents(instruction: Instruction, program: Program) -> Iterator[Extent]:
+    """What an instruction may touch, operand by operand."""
+    f: dict[Any, Any] = dict(instruction.fields)
+    element = 4 if program.element == "float32" else 8
+    vector = LANES * element
+    steps = program.block if f.get(_TIMED.get(instruction.opcode)) else 1
+    yield from _RULES[instruction.opcode](f, steps, element, vector, program.block)
+
+
+def _span(steps: int, step: int, rows: int, row: int, size: int) -> int:
+    """Bytes from the first to behind the last of steps × rows pieces."""
+    return (steps - 1) * step + (rows - 1) * row + size
+
+
+def _load(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    size = _span(steps, f[Copy.TARGET_STEP], f[Copy.ROWS], f[Copy.TARGET_ROW], f[Copy.BYTES])
+    yield Extent(Copy.TARGET, size, True)
+
+
+def _store(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    size = _span(steps, f[Copy.SOURCE_STEP], f[Copy.ROWS], f[Copy.SOURCE_ROW], f[Copy.BYTES])
+    yield Extent(Copy.SOURCE, size, False)
+
+
+def _copy(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    yield from _load(f, steps, element, vector, block)
+    yield from _store(f, block if f[Copy.LAST] else steps, element, vector, block)
+
+
+def _embed(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    rows = steps * f[Embed.ROWS]
+    tokens = f[Embed.PER_ROW] * f[Embed.TOKEN_BYTES]
+    yield Extent(Embed.TOKENS, _span(rows, f[Embed.TOKEN_STRIDE], 1, 0, tokens), False)
+    yield Extent(Embed.OUT, _span(rows, f[Embed.OUT_STRIDE], 1, 0, f[Embed.PER_ROW] * f[Embed.ENTRY_BYTES]), True)
+    yield Extent(Embed.TABLE, _span(f[Embed.VOCABULARY], f[Embed.TABLE_STRIDE], 1, 0, f[Embed.ENTRY_BYTES]), False)
+
+
+def _lstm(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    rows, blocks, depth = f[Lstm.ROWS], f[Lstm.BLOCKS], f[Lstm.INPUTS] + f[Lstm.RECURRENT]
+    projected = f[Lstm.PROJECTION] != -1
+    made = f[Lstm.PROJECTED_BLOCKS] * vector if projected else blocks * vector
+    yield Extent(Lstm.X, _span(steps * rows, f[Lstm.X_STRIDE], 1, 0, f[Lstm.INPUTS] * element), False)
+    yield Extent(Lstm.Y, _span(steps * rows, f[Lstm.Y_STRIDE], 1, 0, made), True)
+    yield Extent(Lstm.H, _span(rows, f[Lstm.H_STRIDE], 1, 0, made), True)
+    yield Extent(Lstm.C, _span(rows, f[Lstm.C_STRIDE], 1, 0, blocks * vector), True)
+    yield Extent(Lstm.WEIGHTS, blocks * depth * 4 * vector, False)
+    yield Extent(Lstm.BIAS, blocks * 4 * vector, False)
+    yield Extent(Lstm.GATES, rows * 4 * vector, True)
+    if f[Lstm.HOIST] > 1:
+        yield Extent(Lstm.PRE, f[Lstm.HOIST] * rows * blocks * 4 * vector, True)
+
+
+def _cell(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    yield from _lstm(f, steps, element, vector, block)
+    yield Extent(Lstm.PARAMETERS, 3 * 16, False)
+    yield Extent(Lstm.PEEPHOLES, f[Lstm.BLOCKS] * 3 * vector, False)
+    if f[Lstm.LENGTHS] != -1:
+        yield Extent(Lstm.LENGTHS, _span(f[Lstm.ROWS], f[Lstm.LENGTH_STRIDE], 1, 0, 4), False)
+    if f[Lstm.PROJECTION] != -1:
+        yield Extent(Lstm.PROJECTION, f[Lstm.PROJECTED_BLOCKS] * f[Lstm.HIDDEN_UNITS] * vector, False)
+        yield Extent(Lstm.HIDDEN, f[Lstm.BLOCKS] * vector, True)
+        yield Extent(Lstm.ZEROS, vector, False)
+
+
+def _dense(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    rows, outputs = steps * f[Dense.ROWS], f[Dense.WIDE] * WIDE + f[Dense.NARROW] * LANES
+    yield Extent(Dense.X, _span(rows, f[Dense.X_STRIDE], 1, 0, f[Dense.DEPTH] * element), False)
+    yield Extent(Dense.OUT, _span(rows, f[Dense.OUT_STRIDE], 1, 0, outputs * element), True)
+    yield Extent(Dense.WEIGHTS, f[Dense.DEPTH] * outputs * element, False)
+    yield Extent(Dense.BIAS, outputs * element, False)
+
+
+def _map(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    rows, size = steps * f[Map.ROWS], -(-f[Map.WIDTH] // LANES) * vector
+    yield Extent(Map.X, _span(rows, f[Map.X_STRIDE], 1, 0, size), False)
+    yield Extent(Map.OUT, _span(rows, f[Map.OUT_STRIDE], 1, 0, size), True)
+
+
+def _softmax(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    rows, size = steps * f[Softmax.ROWS], -(-f[Softmax.WIDTH] // LANES) * vector
+    yield Extent(Softmax.X, _span(rows, f[Softmax.X_STRIDE], 1, 0, size), False)
+    yield Extent(Softmax.OUT, _span(rows, f[Softmax.OUT_STRIDE], 1, 0, size), True)
+
+
+def _join(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    size = -(-f[Join.WIDTH] // LANES) * vector
+    for place, step, row, single in (
+        (Join.X, Join.X_STEP, Join.X_ROW, f[Join.X_SINGLE]),
+        (Join.Y, Join.Y_STEP, Join.Y_ROW, f[Join.Y_SINGLE]),
+        (Join.OUT, Join.OUT_STEP, Join.OUT_ROW, 0),
+    ):
+        span = _span(steps, f[step], f[Join.ROWS], f[row], element if single else size)
+        yield Extent(place, span, place == Join.OUT)
+
+
+def _nothing(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    yield from ()
+
+
+_RULES: Final[dict[Opcode, Any]] = {
+    Opcode.HALT: _nothing,
+    Opcode.LOAD: _load,
+    Opcode.STORE: _store,
+    Opcode.COPY: _copy,
+    Opcode.EMBED: _embed,
+    Opcode.LSTM: _lstm,
+    Opcode.CELL: _cell,
+    Opcode.DENSE: _dense,
+    Opcode.MAP: _map,
+    Opcode.JOIN: _join,
+    Opcode.SOFTMAX: _softmax,
+}
+_TIMED: Final[dict[Opcode, IntEnum]] = {
+    Opcode.LOAD: Copy.TIMED,
+    Opcode.STORE: Copy.TIMED,
+    Opcode.COPY: Copy.TIMED,
+    Opcode.EMBED: Embed.TIMED,
+    Opcode.LSTM: Lstm.TIMED,
+    Opcode.CELL: Lstm.TIMED,
+    Opcode.DENSE: Dense.TIMED,
+    Opcode.MAP: Map.TIMED,
+    Opcode.JOIN: Join.TIMED,
+    Opcode.SOFTMAX: Softmax.TIMED,
+}
