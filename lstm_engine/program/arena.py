@@ -22,7 +22,7 @@ class Buffer:
 
     def touch(self, instruction: int) -> None:
         """An instruction reads or writes the buffer."""
-        self.first = instruction if self.first < 0 else self.first
+        self.first = instruction if self.first < 0 else min(self.first, instruction)
         self.last = max(self.last, instruction)
 
 
