@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 import numpy as np
 
-from .encoding import INSTRUCTION_BYTES, PORT_WORDS, Context, port_word
+from .encoding import FORM_WORDS, INSTRUCTION_BYTES, PORT_WORDS, Context, Form, port_word
 from .encoding import Port as PortWord
 from .errors import InputError, LstmEngineError
 from .program.arena import CANARY_BYTES
@@ -54,10 +56,13 @@ class Runner:
         }
         for word, value in words.items():
             self.context[word] = value
+        self.forms = np.zeros(2 * FORM_WORDS, np.int64)
+        self.forms[Form.HEADER] = object.__basicsize__
+        self.context[Context.FORMS] = self.forms.ctypes.data
+        self.words = memoryview(self.context)  # several times faster to write to than the array
         self.address = int(self.context.ctypes.data)
         self.tiny = step_seconds(program) < TINY
         self.enter = executor.context_entry(nogil=True)
-        self.owner = 0  # whose free-list it returns to
         for at in program.canaries:
             self.arena[at : at + CANARY_BYTES] = CANARY
         self.reset()
@@ -80,24 +85,36 @@ class Runner:
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
-    def bind(self, port: Port, array: np.ndarray, steps: int) -> None:
-        """Point a port at an array whose axes lie in the order of memory the port asks for."""
-        base = port_word(port.index, PortWord.ADDRESS)
-        rows = int(np.prod([port.shape[i] for i in port.batch], dtype=np.int64))
-        count = array.size // max(rows * (steps if port.time is not None else 1), 1)
-        row = count * array.itemsize
-        self.context[base] = array.ctypes.data
-        self.context[base + 1] = row * rows
-        self.context[base + 2] = row
+    def bind(self, port: Port, array: np.ndarray, layout: Layout) -> np.ndarray:
+        """Point a port at an array; returns the array to keep alive and, for an output, to give to settled().
 
-    def bind_step(self, port: Port, address: int, row_bytes: int, step_bytes: int) -> None:
-        """Point a port at memory laid out step by step, row by row."""
+        An array that does not lie as the layout wants it is copied first.
+        """
+        array = layout.arranged(array)
         base = port_word(port.index, PortWord.ADDRESS)
-        self.context[base : base + 3] = (address, step_bytes, row_bytes)
+        self._binder(array)(self.address, base, array)
+        self.words[base + 1] = layout.step
+        self.words[base + 2] = layout.row
+        return array
+
+    def bind_output(self, port: Port, layout: Layout) -> np.ndarray:
+        """Point an output port at a new array, which settled() of its layout turns into the result."""
+        array = layout.empty(port.dtype)
+        base = port_word(port.index, PortWord.ADDRESS)
+        self._binder(array)(self.address, base, array)
+        self.words[base + 1] = layout.step
+        self.words[base + 2] = layout.row
+        return array
+
+    @staticmethod
+    def _binder(array: np.ndarray) -> Any:
+        from .kernels import executor
+
+        return executor.binder(array.itemsize)
 
     def unbind(self, port: Port) -> None:
         """An output nobody asks for."""
-        self.context[port_word(port.index, PortWord.ADDRESS)] = 0
+        self.words[port_word(port.index, PortWord.ADDRESS)] = 0
 
     def run(self, steps: int) -> None:
         """All steps of a call, through ports bound before.
@@ -107,7 +124,7 @@ class Runner:
         if self.program.hosts:
             self._run_stages(steps)
         else:
-            self.context[Context.TOTAL] = steps
+            self.words[Context.TOTAL] = steps
             fault = self.enter(self.address)
             if fault:
                 raise self.fault(fault)
@@ -204,16 +221,53 @@ class Runner:
                 raise AssertionError(f"bytes behind the buffer that ends at {at} were overwritten")
 
 
-def physical_order(array: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """The array with its axes in another order, contiguous."""
-    if tuple(order) == tuple(range(array.ndim)):
-        return np.ascontiguousarray(array)
-    return np.ascontiguousarray(array.transpose(order))
+@dataclass(frozen=True)
+class Layout:
+    """How an array of a logical shape is bound to a port.
+
+    ``step``, ``row``: bytes from one time step, and from one batch row, to the next; ``order``: axes in the order of
+    memory (time, batch, width) where the logical array must be copied to have its rows in one piece, else None.
+    """
+
+    shape: tuple[int, ...]
+    step: int
+    row: int
+    order: tuple[int, ...] | None
+
+    @staticmethod
+    def of(shape: tuple[int, ...], item_bytes: int, time: int | None, batch: tuple[int, ...]) -> Layout:
+        """The layout of a C-contiguous array, whose ``batch`` axes are given in row order."""
+        leading = (*(() if time is None else (time,)), *batch)
+        order = (*leading, *(i for i in range(len(shape)) if i not in leading))
+        outer = [i for i in leading if shape[i] > 1]
+        inner = [i for i in range(len(shape)) if i not in leading and shape[i] > 1]
+        strides = _contiguous_strides(shape, item_bytes)
+        several = [i for i in batch if shape[i] > 1]
+        in_one_run = all(strides[i] == strides[j] * shape[j] for i, j in itertools.pairwise(several))
+        if in_one_run and (not outer or not inner or max(outer) < min(inner)):
+            step = strides[time] if time is not None else 0
+            return Layout(shape, step, strides[several[-1]] if several else 0, None)
+        width = prod(shape[i] for i in range(len(shape)) if i not in leading) * item_bytes
+        return Layout(shape, width * prod(shape[i] for i in batch), width, order)
+
+    def arranged(self, array: np.ndarray) -> np.ndarray:
+        """The array as it has to lie."""
+        return np.ascontiguousarray(array if self.order is None else array.transpose(self.order))
+
+    def empty(self, dtype: np.dtype[Any]) -> np.ndarray:
+        """A new array to be written in this layout."""
+        return np.empty(self.shape if self.order is None else [self.shape[i] for i in self.order], dtype)
+
+    def settled(self, array: np.ndarray) -> np.ndarray:
+        """The logical array of one written in this layout."""
+        if self.order is None:
+            return array
+        back: Any = np.argsort(self.order)
+        return np.ascontiguousarray(array.transpose(back))
 
 
-def logical_order(array: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """The inverse of physical_order()."""
-    if tuple(order) == tuple(range(array.ndim)):
-        return array
-    back: Any = np.argsort(order)
-    return np.ascontiguousarray(array.transpose(back))
+def _contiguous_strides(shape: tuple[int, ...], item_bytes: int) -> list[int]:
+    strides = [item_bytes] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        strides[i] = strides[i + 1] * shape[i + 1]
+    return strides

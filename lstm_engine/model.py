@@ -7,12 +7,13 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from . import reference
-from .engine import Runner, logical_order, physical_order
+from .engine import Layout, Runner
 from .errors import InputError, ModelFormatError, UnsupportedModelError, listed
 from .formats import read
 from .graph import Graph, TensorSpec
@@ -29,6 +30,7 @@ Path = str | os.PathLike[str]
 PRECISIONS: Final = ("float32",)
 _MOST_PROGRAMS: Final = 16  # kept at a time, least recently used first to go
 _MOST_RUNNERS: Final = 4  # idle arenas kept a program
+_MOST_CALLS: Final = 64  # prepared calls kept; all go when there are more
 
 
 def load(
@@ -126,8 +128,10 @@ class Model:
         self.metadata = graph.metadata
         self.store = Store()
         self._declared = dict(states or {})
-        self._programs: OrderedDict[Any, Lowered] = OrderedDict()
-        self._idle: dict[int, list[Runner]] = {}
+        self._programs: OrderedDict[Any, tuple[Lowered, list[Runner]]] = OrderedDict()
+        self._calls: dict[Any, Call] = {}
+        self._names = tuple(spec.name for spec in graph.inputs)
+        self._dtypes = tuple((spec.name, np.dtype(spec.dtype)) for spec in graph.inputs)
         self._streamables: dict[Any, Streamable] = {}
         self._lock = threading.Lock()
         self._states: tuple[tuple[str, str], ...] | None = None
@@ -165,17 +169,21 @@ class Model:
 
         Raises InputError listing every fault of the feeds.
         """
-        wanted = self._wanted(outputs)
-        arrays = self._checked(self._named(feeds))
-        if any(0 in array.shape for array in arrays.values()):
-            return self._run_empty(arrays, wanted)
-        shapes = {name: array.shape for name, array in arrays.items()}
-        lowered = self._lowered(shapes)
-        runner = self._take(lowered)
+        call = self._known_call(feeds, outputs)
+        if call is None:
+            wanted = self._wanted(outputs)
+            arrays = self._checked(self._named(feeds))
+            if any(0 in array.shape for array in arrays.values()):
+                return self._run_empty(arrays, wanted)
+            call = self._prepared(arrays, wanted)
+        else:
+            arrays = feeds
+        runner = call.runners.pop() if call.runners else Runner(call.lowered.program)
         try:
-            return self._run_with(runner, lowered, arrays, wanted)
+            return call.run(runner, arrays)
         finally:
-            self._give_back(runner)
+            if len(call.runners) < _MOST_RUNNERS:
+                call.runners.append(runner)
 
     def stream(self, batch: int = 1, constants: Mapping[str, Any] | None = None) -> Stream:
         """A stream of ``batch`` rows: owns state and buffers, shares the weights.
@@ -247,7 +255,7 @@ class Model:
 
     # --- programs ----------------------------------------------------------------------------------------------------
 
-    def _lowered(self, shapes: Mapping[str, tuple[int, ...]]) -> Lowered:
+    def _lowered(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Lowered, list[Runner]]:
         """The program for these shapes; one serves any number of steps where the model looks only back."""
         exact = tuple(sorted(shapes.items()))
         with self._lock:
@@ -258,14 +266,14 @@ class Model:
         lowered = lower_run(self.graph, shapes, self.store, self.element)
         key = _masked(shapes, lowered.time_axes) if lowered.program.causal else exact
         with self._lock:
-            self._programs[key] = lowered
+            self._programs[key] = lowered, []
             while len(self._programs) > _MOST_PROGRAMS:
-                _, old = self._programs.popitem(last=False)
-                self._idle.pop(id(old), None)
-        return lowered
+                self._programs.popitem(last=False)
+                self._calls.clear()
+            return self._programs[key]
 
     def _open_keys(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Any]:
-        axes = {tuple(sorted(low.time_axes.items())) for low in self._programs.values() if low.program.causal}
+        axes = {tuple(sorted(low.time_axes.items())) for low, _ in self._programs.values() if low.program.causal}
         keys = []
         for each in axes:
             time_axes = dict(each)
@@ -274,41 +282,73 @@ class Model:
                 keys.append(_masked(shapes, time_axes))
         return keys
 
-    def _take(self, lowered: Lowered) -> Runner:
-        with self._lock:
-            idle = self._idle.setdefault(id(lowered), [])
-            if idle:
-                return idle.pop()
-        runner = Runner(lowered.program)
-        runner.owner = id(lowered)
-        return runner
+    def _known_call(self, feeds: Any, outputs: Sequence[str] | None) -> Call | None:
+        """The prepared call of an earlier run with feeds of the same names, dtypes and shapes."""
+        if feeds.__class__ is not dict or len(feeds) != len(self.inputs):
+            return None
+        try:
+            call = self._calls.get((*[feeds[name].shape for name in self._names], outputs and tuple(outputs)))
+        except (KeyError, AttributeError, TypeError):
+            return None
+        if call is None or any(feeds[n].__class__ is not np.ndarray or feeds[n].dtype != d for n, d in self._dtypes):
+            return None
+        return call
 
-    def _give_back(self, runner: Runner) -> None:
-        with self._lock:
-            idle = self._idle.get(runner.owner)
-            if idle is not None and len(idle) < _MOST_RUNNERS:
-                idle.append(runner)
+    def _prepared(self, arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]) -> Call:
+        """The call for these shapes, kept for the next run."""
+        lowered, runners = self._lowered({name: array.shape for name, array in arrays.items()})
+        call = Call.prepare(lowered, runners, arrays, wanted)
+        if len(self._calls) >= _MOST_CALLS:
+            self._calls.clear()
+        shapes = [arrays[name].shape for name in self._names]
+        self._calls[(*shapes, wanted)] = call
+        if wanted == tuple(spec.name for spec in self.outputs):
+            self._calls[(*shapes, None)] = call
+        return call
 
-    def _run_with(
-        self, runner: Runner, lowered: Lowered, arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]
-    ) -> dict[str, np.ndarray]:
+
+@dataclass(frozen=True)
+class Call:
+    """Everything about a run that its shapes decide: program, steps, how each array lies."""
+
+    lowered: Lowered
+    runners: list[Runner]  # idle ones, shared by all calls of the program
+    steps: int
+    inputs: tuple[tuple[Port, Layout], ...]
+    outputs: tuple[tuple[Port, Layout], ...]
+    unwanted: tuple[Port, ...]
+
+    @staticmethod
+    def prepare(
+        lowered: Lowered, runners: list[Runner], arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]
+    ) -> Call:
+        """Work the layouts out."""
         program = lowered.program
         steps = next((arrays[n].shape[a] for n, a in lowered.time_axes.items() if a is not None), 1)
-        held = []  # keeps the arrays alive that the ports point at
-        for port in program.inputs:
-            array = physical_order(arrays[port.name], port.order)
-            held.append(array)
-            runner.bind(port, array, steps)
-        made: dict[str, tuple[Port, np.ndarray]] = {}
-        for port in program.outputs:
-            if port.name in wanted:
-                shape = [steps if i == port.time else port.shape[i] for i in port.order]
-                made[port.name] = (port, np.empty(shape, port.dtype))
-                runner.bind(port, made[port.name][1], steps)
-            else:
-                runner.unbind(port)
-        runner.run(steps)
-        return {name: logical_order(array, port.order) for name, (port, array) in ((n, made[n]) for n in wanted)}
+
+        def layout(port: Port) -> Layout:
+            shape = tuple(steps if i == port.time else size for i, size in enumerate(port.shape))
+            return Layout.of(shape, port.dtype.itemsize, port.time, port.batch)
+
+        ports = {port.name: port for port in program.outputs}
+        return Call(
+            lowered,
+            runners,
+            steps,
+            tuple((port, layout(port)) for port in program.inputs),
+            tuple((ports[name], layout(ports[name])) for name in wanted),
+            tuple(port for port in program.outputs if port.name not in wanted),
+        )
+
+    def run(self, runner: Runner, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Bind, run, and give the results in their logical shapes."""
+        held = [runner.bind(port, arrays[port.name], layout) for port, layout in self.inputs]
+        made = [(port.name, layout, runner.bind_output(port, layout)) for port, layout in self.outputs]
+        for port in self.unwanted:
+            runner.unbind(port)
+        runner.run(self.steps)
+        del held  # the ports pointed at them until here
+        return {name: layout.settled(array) for name, layout, array in made}
 
 
 def shape_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> list[str]:

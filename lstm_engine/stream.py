@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy import empty, ndarray
 
-from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form
-from .engine import Runner, logical_order, physical_order
+from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form, port_word
+from .encoding import Port as PortWord
+from .engine import Layout, Runner
 from .errors import InputError, StateError, listed
 from .graph import TensorSpec
 from .passes.shapes import fold
@@ -36,7 +37,7 @@ class Stream:
     """
 
     __slots__ = (
-        "_box", "_busy", "_enter_step", "_forms", "_in_axes", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
+        "_box", "_busy", "_enter_step", "_in_axes", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
         "_runner", "_scalar", "_single", "_tiny", "batch", "inputs", "model", "outputs",
     )  # fmt: skip
 
@@ -103,7 +104,7 @@ class Stream:
         if len(program.inputs) != 1 or len(program.outputs) != 1 or program.hosts or program.canaries:
             return
         x, y = program.inputs[0], program.outputs[0]
-        plain = all(_step_order(p) == tuple(range(len(_step_order(p)))) for p in (x, y))
+        plain = all(self._layout(p, 1, True).order is None for p in (x, y))
         small = x.dtype.itemsize in _SMALL and y.dtype.itemsize in _SMALL
         if not plain or not small or max(len(x.shape), len(y.shape)) > MOST_AXES:
             return
@@ -116,8 +117,8 @@ class Stream:
             [None, None] if None in lean else [_without(_step_shape(p), i) for p, i in zip((x, y), lean, strict=True)]
         )
         self._out_lean = lean_shapes[1] if lean_shapes[1] is not None else self._out_shape
-        self._forms = np.concatenate([_form(x, lean_shapes[0], _CONTIGUOUS), _form(y, lean_shapes[1], _WRITABLE)])
-        self._runner.context[Context.FORMS] = self._forms.ctypes.data
+        self._runner.forms[:FORM_WORDS] = _form(x, lean_shapes[0], _CONTIGUOUS)
+        self._runner.forms[FORM_WORDS:] = _form(y, lean_shapes[1], _WRITABLE)
         self._single = True
         self._bind_short_way()
         enter = executor.entry(x.dtype.itemsize, y.dtype.itemsize, nogil=not self._tiny)
@@ -300,24 +301,18 @@ class Stream:
         if not self._busy.acquire(False):
             raise StateError(_BUSY)
         try:
-            held = []
+            layouts = {port.name: self._layout(port, steps, stepwise) for port in (*program.inputs, *program.outputs)}
+            held, made = [], {}
             for port in program.inputs:
+                layout = layouts[port.name]
                 array = arrays.get(port.name)
-                if array is None:
-                    array = np.zeros(self._port_shape(port, steps, stepwise), port.dtype)
-                array = physical_order(array, self._order(port, stepwise))
-                held.append(array)
-                self._bind(port, array, steps)
-            made = {}
+                held.append(runner.bind(port, np.zeros(layout.shape, port.dtype) if array is None else array, layout))
             for port in program.outputs:
-                shape = self._port_shape(port, steps, stepwise)
-                order = self._order(port, stepwise)
-                array = np.empty([shape[i] for i in order], port.dtype)
-                made[port.name] = (array, order)
-                self._bind(port, array, steps)
+                layout = layouts[port.name]
+                made[port.name] = runner.bind_output(port, layout)
             if steps:
                 runner.run(steps)
-            return {name: logical_order(array, order) for name, (array, order) in made.items()}
+            return {name: layouts[name].settled(array) for name, array in made.items()}
         finally:
             if self._single:
                 self._bind_short_way()
@@ -325,19 +320,21 @@ class Stream:
 
     def _bind_short_way(self) -> None:
         """Leave the context as the short way wants it: one step, rows of one step."""
-        program, runner = self._lowered.program, self._runner
+        program, words = self._lowered.program, self._runner.words
         for port in (*program.inputs, *program.outputs):
-            runner.bind_step(port, 0, port.dtype.itemsize * _per_row(port), 0)
-        runner.context[Context.TOTAL] = 1
+            layout = self._layout(port, 1, True)
+            base = port_word(port.index, PortWord.ADDRESS)
+            words[base + 1], words[base + 2] = layout.step, layout.row
+        words[Context.TOTAL] = 1
 
-    def _bind(self, port: Port, array: np.ndarray, steps: int) -> None:
-        row = port.dtype.itemsize * _per_row(port)
-        self._runner.bind_step(port, int(array.ctypes.data), row, row * _rows(port))
-
-    def _port_shape(self, port: Port, steps: int, stepwise: bool) -> tuple[int, ...]:
-        shape = _step_shape(port)
-        axis = self._chunk_axis(port)
-        return shape if stepwise or axis is None else (*shape[:axis], steps, *shape[axis:])
+    def _layout(self, port: Port, steps: int, stepwise: bool) -> Layout:
+        """How a step, or a chunk of steps, of a port lies."""
+        shape, batch = _step_shape(port), _step_batch(port)
+        axis = None if stepwise else self._chunk_axis(port)
+        if axis is None:
+            return Layout.of(shape, port.dtype.itemsize, None, batch)
+        chunk = (*shape[:axis], steps, *shape[axis:])
+        return Layout.of(chunk, port.dtype.itemsize, axis, tuple(i + (i >= axis) for i in batch))
 
     def _chunk_axis(self, port: Port) -> int | None:
         """As _time_axis, but what lost its time axis in the model gets it back where the input has it."""
@@ -345,14 +342,6 @@ class Stream:
             return port.time
         inputs = [p.time for p in self._lowered.program.inputs if p.time is not None]
         return min(inputs[0], len(port.shape)) if inputs else 0
-
-    def _order(self, port: Port, stepwise: bool) -> tuple[int, ...]:
-        """Axes of a step or chunk in the order of memory."""
-        order = _step_order(port)
-        axis = self._chunk_axis(port)
-        if stepwise or axis is None:
-            return order
-        return (axis, *(i + (i >= axis) for i in order))
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -485,18 +474,9 @@ def _step_shape(port: Port) -> tuple[int, ...]:
     return tuple(size for index, size in enumerate(port.shape) if index != port.time)
 
 
-def _step_order(port: Port) -> tuple[int, ...]:
-    """Axes of one step in the order of memory."""
-    kept = [index for index in range(len(port.shape)) if index != port.time]
-    return tuple(kept.index(index) for index in port.order if index != port.time)
-
-
-def _rows(port: Port) -> int:
-    return int(np.prod([port.shape[i] for i in port.batch], dtype=np.int64))
-
-
-def _per_row(port: Port) -> int:
-    return int(np.prod(_step_shape(port), dtype=np.int64)) // max(_rows(port), 1)
+def _step_batch(port: Port) -> tuple[int, ...]:
+    """The batch axes of one step, in row order."""
+    return tuple(i - (port.time is not None and i > port.time) for i in port.batch)
 
 
 def _form(port: Port, lean: tuple[int, ...] | None, flags: int) -> np.ndarray:

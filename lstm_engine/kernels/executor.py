@@ -167,6 +167,13 @@ def enter(cx, x, out):  # type: ignore[no-untyped-def]
     return invoke(word(cx + EXECUTOR), cx)
 
 
+def bind(cx, word_index, array):  # type: ignore[no-untyped-def]
+    """Write an array's address into a word of the context; 1 if it is a C-contiguous numpy.ndarray, else 0."""
+    fields = object_of(array) + word(word(cx + FORMS))
+    set_word(cx + 8 * word_index, word(fields))
+    return word32(fields + 48) & 1
+
+
 def enter_context(cx):  # type: ignore[no-untyped-def]
     """Run with the ports as the context has them."""
     return invoke(word(cx + EXECUTOR), cx)
@@ -189,6 +196,15 @@ def entry(x_bytes: int, out_bytes: int, nogil: bool) -> Callable[[int, Any, Any]
     x_type, out_type = (types.Array(by_size[size], MOST_AXES, "A") for size in (x_bytes, out_bytes))
     name = f"enter-{x_bytes}{out_bytes}{'-nogil' if nogil else ''}"
     return Compiled(name, types.int64(types.int64, x_type, out_type), lambda progress: enter, nogil).load()
+
+
+@functools.cache
+def binder(item_bytes: int) -> Callable[[int, int, Any], int]:
+    """bind() for arrays of an item size, of at most MOST_AXES axes."""
+    by_size = {1: types.int8, 2: types.int16, 4: types.float32, 8: types.float64}
+    array_type = types.Array(by_size[item_bytes], MOST_AXES, "A")
+    signature = types.int64(types.int64, types.int64, array_type)
+    return Compiled(f"bind-{item_bytes}", signature, lambda progress: bind, nogil=False).load()
 
 
 @functools.cache
