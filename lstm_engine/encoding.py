@@ -209,7 +209,7 @@ class Context(IntEnum):
     ARENA = 1
     CONSTANTS = 2
     EXECUTOR = 3  # address of the compiled executor
-    START = 4  # steps of the caller's arrays that earlier calls have dealt with
+    BUSY = 4  # 1 while a caller has the context to itself
     STEPS = 5  # of this block
     TOTAL = 6  # steps of this call
     BLOCK = 7  # steps a block has room for
@@ -221,7 +221,8 @@ class Context(IntEnum):
     FAULT_VALUE = 13
     FAULT_LIMIT = 14
     FORMS = 15  # address of the array forms (class Form) of the first two ports
-    PORTS = 16  # three words a port
+    START = 16  # steps of the caller's arrays that earlier calls have dealt with
+    PORTS = 17  # three words a port
 
 
 class Port(IntEnum):
@@ -234,7 +235,9 @@ class Port(IntEnum):
 
 PORT_WORDS: Final = 3
 MOST_AXES: Final = 8
-NOT_FITTING: Final = -1  # returned by the compiled entry for arrays that need converting first
+# Returned by the compiled entries beside 0 and fault codes:
+NOT_FITTING: Final = -1  # the arrays need converting first
+BUSY: Final = -2  # another caller is running on this context
 
 
 class Form(IntEnum):

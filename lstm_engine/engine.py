@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
 import numpy as np
 
-from .encoding import FORM_WORDS, INSTRUCTION_BYTES, PORT_WORDS, Context, Form, port_word
+from .encoding import BUSY, FORM_WORDS, INSTRUCTION_BYTES, PORT_WORDS, Context, Form, port_word
 from .encoding import Port as PortWord
-from .errors import InputError, LstmEngineError
+from .errors import InputError, LstmEngineError, StateError
 from .program.arena import CANARY_BYTES
 from .program.packing import aligned_empty
 from .program.program import HostCall, HostOperand, Place, Port, Program, Rows, StateSlot, Stretch
@@ -23,6 +25,7 @@ TINY: Final = 5e-6
 BYTES_PER_SECOND: Final = 60e9  # read bandwidth of a second-level cache, roughly
 OPERATIONS_PER_SECOND: Final = 40e9
 CANARY: Final = 0xA5
+IN_USE: Final = "this stream is in use by another caller; a stream serves one at a time (fork() it, or open another)"
 
 
 def step_seconds(program: Program) -> float:
@@ -61,8 +64,9 @@ class Runner:
         self.context[Context.FORMS] = self.forms.ctypes.data
         self.words = memoryview(self.context)  # several times faster to write to than the array
         self.address = int(self.context.ctypes.data)
-        self.tiny = step_seconds(program) < TINY
-        self.enter = executor.context_entry(nogil=True)
+        self.step_seconds = step_seconds(program)
+        self._holding, self._releasing = (executor.context_entry(nogil) for nogil in (False, True))
+        self._acquire, self._give_up = executor.guards()
         for at in program.canaries:
             self.arena[at : at + CANARY_BYTES] = CANARY
         self.reset()
@@ -116,6 +120,29 @@ class Runner:
         """An output nobody asks for."""
         self.words[port_word(port.index, PortWord.ADDRESS)] = 0
 
+    @property
+    def tiny(self) -> bool:
+        """Whether a step is too short to give up the interpreter lock for."""
+        return self.step_seconds < TINY
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the arena to oneself.
+
+        Raises StateError if another caller has it: nobody waits.
+        """
+        if not self._acquire(self.address):
+            raise StateError(IN_USE)
+        try:
+            yield
+        finally:
+            self._give_up(self.address)
+
+    def enter(self, steps: int) -> int:
+        """Run what the context says; the interpreter lock is given up unless the call is too short for that."""
+        entry = self._holding if steps * self.step_seconds < TINY else self._releasing
+        return int(entry(self.address))
+
     def run(self, steps: int) -> None:
         """All steps of a call, through ports bound before.
 
@@ -125,7 +152,7 @@ class Runner:
             self._run_stages(steps)
         else:
             self.words[Context.TOTAL] = steps
-            fault = self.enter(self.address)
+            fault = self.enter(steps)
             if fault:
                 raise self.fault(fault)
         if self.program.canaries:
@@ -145,7 +172,7 @@ class Runner:
                 for stage in program.stages:
                     if isinstance(stage, Stretch):
                         self.context[Context.CODE] = self.code.ctypes.data + stage.first * INSTRUCTION_BYTES
-                        fault = self.enter(self.address)
+                        fault = self.enter(n)
                         if fault:
                             raise self.fault(fault)
                     else:
@@ -207,6 +234,8 @@ class Runner:
 
     def fault(self, code: int) -> LstmEngineError:
         """The error of a fault code, with the place it happened at."""
+        if code == BUSY:
+            return StateError(IN_USE)
         index = (int(self.context[Context.FAULT_AT]) - int(self.code.ctypes.data)) // INSTRUCTION_BYTES
         node = self.program.listing[index].node
         value, limit = int(self.context[Context.FAULT_VALUE]), int(self.context[Context.FAULT_LIMIT])

@@ -43,7 +43,7 @@ class NodeArg:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a file says about itself. Only ``custom_metadata_map`` and ``graph_name`` (the file's name) carry anything."""
+    """What a file says about itself: ``custom_metadata_map``, and its own name as ``graph_name``."""
 
     custom_metadata_map: dict[str, str]
     graph_name: str
@@ -60,7 +60,7 @@ class InferenceSession:
     ``path_or_bytes``: an .onnx or .npz file, or its bytes. ``sess_options``, ``providers`` and ``provider_options``
     are there so that a program written for onnxruntime runs: they have no effect, the engine runs on the CPU.
 
-    Raises what load() raises; InputError for ``providers`` without the CPU, which onnxruntime could not honour here.
+    Raises what load() raises.
     """
 
     def __init__(
@@ -72,9 +72,6 @@ class InferenceSession:
     ) -> None:
         from .model import load
 
-        names = [entry if isinstance(entry, str) else entry[0] for entry in providers or _PROVIDERS]
-        if not set(names) & set(_PROVIDERS):
-            raise InputError(f"providers={list(names)}: the engine runs on the CPU only; expected {list(_PROVIDERS)}")
         self.model = load(path_or_bytes)
 
     def run(

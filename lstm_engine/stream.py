@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -37,8 +36,8 @@ class Stream:
     """
 
     __slots__ = (
-        "_box", "_busy", "_enter_step", "_in_axes", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
-        "_runner", "_scalar", "_single", "_tiny", "batch", "inputs", "model", "outputs",
+        "_box", "_enter_step", "_in_axes", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
+        "_runner", "_scalar", "_single", "batch", "inputs", "model", "outputs",
     )  # fmt: skip
 
     def __init__(self, model: Model, batch: int = 1, constants: Mapping[str, Any] | None = None) -> None:
@@ -55,8 +54,6 @@ class Stream:
         self.batch = batch
         self._lowered = lowered
         self._runner = Runner(lowered.program)
-        self._busy = threading.Lock()
-        self._tiny = self._runner.tiny
         self.inputs = tuple(_step_spec(port) for port in lowered.program.inputs)
         self.outputs = tuple(_step_spec(port) for port in lowered.program.outputs)
         self._prepare_short_way()
@@ -74,7 +71,7 @@ class Stream:
         Raises InputError, StateError; the state is then as it was.
         """
         if x.__class__ is not ndarray:
-            if x.__class__ is not self._scalar:
+            if not isinstance(x, self._scalar):
                 return self._step_any(x, out)
             x = self._boxed(x)
         if out is None:
@@ -96,7 +93,7 @@ class Stream:
         """The array forms a step takes as they are, and the compiled entry that checks them."""
         program = self._lowered.program
         self._enter_step = _never_fits
-        self._scalar: type = type(None)
+        self._scalar: tuple[type, ...] = ()
         self._single = False
         self._in_axes, self._out_dtype = -1, np.dtype(np.float32)
         self._out_shape: tuple[int, ...] = ()
@@ -121,26 +118,12 @@ class Stream:
         self._runner.forms[FORM_WORDS:] = _form(y, lean_shapes[1], _WRITABLE)
         self._single = True
         self._bind_short_way()
-        enter = executor.entry(x.dtype.itemsize, y.dtype.itemsize, nogil=not self._tiny)
-        self._enter_step = partial(enter, self._runner.address) if self._tiny else self._guarded(enter)
+        enter = executor.entry(x.dtype.itemsize, y.dtype.itemsize, nogil=not self._runner.tiny)
+        self._enter_step = partial(enter, self._runner.address)
         if lean_shapes[0] == () or _step_shape(x) == ():
-            self._scalar = int if x.dtype.kind in "iu" else float
+            whole = (int, np.integer)
+            self._scalar = whole if x.dtype.kind in "iu" else (float, np.floating, *whole)
             self._box = np.zeros(lean_shapes[0] if lean_shapes[0] is not None else _step_shape(x), x.dtype)
-
-    def _guarded(self, enter: Any) -> Any:
-        """The entry that gives up the interpreter lock: others may call meanwhile, and are refused."""
-        busy, address = self._busy, self._runner.address
-
-        def guarded(x: np.ndarray, out: np.ndarray) -> int:
-            if not busy.acquire(False):
-                raise StateError(_BUSY)
-            try:
-                fault: int = enter(address, x, out)
-                return fault
-            finally:
-                busy.release()
-
-        return guarded
 
     def _boxed(self, x: Any) -> np.ndarray:
         """A Python number as an array, without allocating."""
@@ -298,25 +281,25 @@ class Stream:
     def _call(self, arrays: Mapping[str, np.ndarray], steps: int, stepwise: bool) -> dict[str, np.ndarray]:
         """Run ``steps`` steps; inputs and results without time axis where ``stepwise``."""
         program, runner = self._lowered.program, self._runner
-        if not self._busy.acquire(False):
-            raise StateError(_BUSY)
-        try:
-            layouts = {port.name: self._layout(port, steps, stepwise) for port in (*program.inputs, *program.outputs)}
-            held, made = [], {}
-            for port in program.inputs:
-                layout = layouts[port.name]
-                array = arrays.get(port.name)
-                held.append(runner.bind(port, np.zeros(layout.shape, port.dtype) if array is None else array, layout))
-            for port in program.outputs:
-                layout = layouts[port.name]
-                made[port.name] = runner.bind_output(port, layout)
-            if steps:
-                runner.run(steps)
-            return {name: layouts[name].settled(array) for name, array in made.items()}
-        finally:
-            if self._single:
-                self._bind_short_way()
-            self._busy.release()
+        layouts = {port.name: self._layout(port, steps, stepwise) for port in (*program.inputs, *program.outputs)}
+        with runner.alone():
+            try:
+                held = [
+                    runner.bind(port, self._fed(port, arrays, layouts), layouts[port.name]) for port in program.inputs
+                ]
+                made = {port.name: runner.bind_output(port, layouts[port.name]) for port in program.outputs}
+                if steps:
+                    runner.run(steps)
+                del held  # the ports pointed at them until here
+            finally:
+                if self._single:
+                    self._bind_short_way()
+        return {name: layouts[name].settled(array) for name, array in made.items()}
+
+    @staticmethod
+    def _fed(port: Port, arrays: Mapping[str, np.ndarray], layouts: Mapping[str, Layout]) -> np.ndarray:
+        array = arrays.get(port.name)
+        return np.zeros(layouts[port.name].shape, port.dtype) if array is None else array
 
     def _bind_short_way(self) -> None:
         """Leave the context as the short way wants it: one step, rows of one step."""
@@ -347,13 +330,13 @@ class Stream:
 
     def reset(self) -> None:
         """Back to where the model starts."""
-        with self._alone():
+        with self._runner.alone():
             self._runner.reset()
 
     @property
     def state(self) -> State:
         """A snapshot of the state; assigning one continues from there."""
-        with self._alone():
+        with self._runner.alone():
             return State(self.model.fingerprint, self.batch, self._arrays())
 
     @state.setter
@@ -366,7 +349,7 @@ class Stream:
             )
         if snapshot.batch != self.batch:
             raise StateError(f"state: it is of batch {snapshot.batch}, this stream is of batch {self.batch}")
-        with self._alone():
+        with self._runner.alone():
             own = self._arrays()
             faults = [
                 f"'{name}': expected {_described(own.get(name))}, got {_described(snapshot.arrays.get(name))}"
@@ -383,14 +366,11 @@ class Stream:
     def fork(self) -> Stream:
         """A second stream that continues from here on its own."""
         twin = object.__new__(Stream)
-        with self._alone():
+        with self._runner.alone():
             twin._set_up(self.model, self.batch, self._lowered)
             size = self._lowered.program.state_bytes
             twin._runner.arena[:size] = self._runner.arena[:size]
         return twin
-
-    def _alone(self) -> Any:
-        return _Alone(self._busy)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {}
@@ -438,23 +418,6 @@ class Stream:
                 elements = first + np.arange(slot.rows * slot.width).reshape(slot.rows, slot.width)
                 found.setdefault(name, []).append((slot, elements))
         return found
-
-
-_BUSY: Final = "this stream is in use by another caller; a stream serves one at a time (fork() it, or open another)"
-
-
-class _Alone:
-    """The stream's guard: raises instead of waiting."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self.lock = lock
-
-    def __enter__(self) -> None:
-        if not self.lock.acquire(False):
-            raise StateError(_BUSY)
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
 
 
 def _slot_elements(

@@ -13,7 +13,18 @@ from typing import Any
 
 from numba import types
 
-from ..encoding import FORM_WORDS, INSTRUCTION_BYTES, MOST_AXES, NOT_FITTING, PORT_WORDS, Context, Form, Opcode, Port
+from ..encoding import (
+    BUSY,
+    FORM_WORDS,
+    INSTRUCTION_BYTES,
+    MOST_AXES,
+    NOT_FITTING,
+    PORT_WORDS,
+    Context,
+    Form,
+    Opcode,
+    Port,
+)
 from ..jit import Compiled, Progress, compile_kernel, kernel
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
@@ -25,8 +36,10 @@ from .simd import (
     invoke,
     lanes,
     object_of,
+    release,
     restore_denormals,
     set_word,
+    try_acquire,
     word,
     word32,
 )
@@ -36,8 +49,8 @@ CALL_SIGNATURE = types.int64(types.int64)
 HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX = (int(code) for code in Opcode)
 SIZE = INSTRUCTION_BYTES
 (
-    CODE, ARENA, CONSTANTS, EXECUTOR, START, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
-    FAULT_VALUE, FAULT_LIMIT, FORMS, PORTS,
+    CODE, ARENA, CONSTANTS, EXECUTOR, BUSY_WORD, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
+    FAULT_VALUE, FAULT_LIMIT, FORMS, START, PORTS,
 ) = (int(w) * 8 for w in Context)  # fmt: skip
 FORM_BYTES = FORM_WORDS * 8
 F_TYPE, F_DTYPE, F_FLAGS, F_AXES, F_SIZES, F_LEAN_AXES, F_LEAN_SIZES = (int(w) * 8 for w in list(Form)[1:])
@@ -155,16 +168,34 @@ def matches(array, form):  # type: ignore[no-untyped-def]
 
 
 def enter(cx, x, out):  # type: ignore[no-untyped-def]
-    """Run with two arrays as the first two ports: the shortest way from Python. NOT_FITTING if they need converting."""
+    """Run with two arrays as the first two ports: the shortest way from Python.
+
+    NOT_FITTING if they need converting, BUSY if another caller is running here; nothing has then happened.
+    """
     x_object, out_object = object_of(x), object_of(out)
     forms = word(cx + FORMS)
     kind = matches(x_object, forms)
     if kind == 0 or kind != matches(out_object, forms + FORM_BYTES):
         return NOT_FITTING
+    if try_acquire(cx + BUSY_WORD) == 0:
+        return BUSY
     header = word(forms)
     set_word(cx + FIRST_PORT, word(x_object + header))
     set_word(cx + SECOND_PORT, word(out_object + header))
-    return invoke(word(cx + EXECUTOR), cx)
+    fault = invoke(word(cx + EXECUTOR), cx)
+    release(cx + BUSY_WORD)
+    return fault
+
+
+def acquire(cx):  # type: ignore[no-untyped-def]
+    """Have the context to oneself; 1 if so, 0 if another caller has it."""
+    return try_acquire(cx + BUSY_WORD)
+
+
+def give_up(cx):  # type: ignore[no-untyped-def]
+    """The end of what acquire() began."""
+    release(cx + BUSY_WORD)
+    return 0
 
 
 def bind(cx, word_index, array):  # type: ignore[no-untyped-def]
@@ -212,3 +243,13 @@ def context_entry(nogil: bool) -> Callable[[int], int]:
     """enter_context()."""
     name = f"enter-context{'-nogil' if nogil else ''}"
     return Compiled(name, CALL_SIGNATURE, lambda progress: enter_context, nogil).load()
+
+
+@functools.cache
+def guards() -> tuple[Callable[[int], int], Callable[[int], int]]:
+    """acquire() and give_up()."""
+    made = [
+        Compiled(name, CALL_SIGNATURE, lambda progress, f=function: f, nogil=False).load()
+        for name, function in (("acquire", acquire), ("give-up", give_up))
+    ]
+    return made[0], made[1]

@@ -318,6 +318,18 @@ def _invoke(b: ir.IRBuilder, function: ir.Value, argument: ir.Value) -> ir.Value
     return b.call(b.inttoptr(function, function_type.as_pointer()), [argument])
 
 
+def _try_acquire(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
+    """Turn a word from 0 to 1; 1 if it was this caller who did."""
+    word_pointer = b.inttoptr(at, INT64.as_pointer())
+    outcome = b.cmpxchg(word_pointer, int64(0), int64(1), "acq_rel", "monotonic")
+    return b.zext(b.extract_value(outcome, 1), INT64)
+
+
+def _release(b: ir.IRBuilder, at: ir.Value) -> None:
+    """Turn a word back to 0."""
+    b.store_atomic(int64(0), b.inttoptr(at, INT64.as_pointer()), "release", 8)
+
+
 def _bits_to_float(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     return b.bitcast(bits, ir.DoubleType())
 
@@ -329,6 +341,8 @@ word32 = _integers.intrinsic(_word32_load, "a", "a")
 copy_bytes = _integers.intrinsic(_copy_bytes, "aaa", "")
 never_inline = _integers.intrinsic(_never_inline, "", "")
 flush_denormals = _integers.intrinsic(_flush_denormals, "", "a")
+try_acquire = _integers.intrinsic(_try_acquire, "a", "a")
+release = _integers.intrinsic(_release, "a", "")
 invoke = _integers.intrinsic(_invoke, "aa", "a")
 float64_of_bits = lanes("float64").intrinsic(_bits_to_float, "a", "s")
 restore_denormals = _integers.intrinsic(_restore_denormals, "a", "")
