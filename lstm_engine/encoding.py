@@ -101,7 +101,7 @@ class Lstm(IntEnum):
     PROJECTED_BLOCKS = 28
     HIDDEN = 29  # scratch: one padded row of o∘h(c) before the projection
     HIDDEN_UNITS = 30  # H, where a projection follows
-    ZEROS = 31  # constant: one vector of zeros, the projection's bias
+    ZEROS = 31  # constant: one vector of zeros
 
 
 class Dense(IntEnum):

@@ -23,6 +23,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Final
 
 import llvmlite
@@ -42,8 +43,14 @@ Progress = Callable[[str, int, int], None]
 _compiling = threading.RLock()
 
 
+#: Name of the image being built. Numba's symbols are a function's qualified name and a number counted per process,
+#: so images compiled in different processes would claim each other's symbols if their names did not differ.
+_image = ""
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """An inner function of the executor: machine code only, no Python entry."""
+    function.__qualname__ = f"{_image}{function.__qualname__}"
     return numba.njit(**_FLAGS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
@@ -95,7 +102,14 @@ class Compiled:
         return None if folder is None else folder / f"{self.name}-{digest()}.code"
 
     def _compile(self, progress: Progress) -> Any:
-        function = self.build(progress)
+        global _image
+        _image = f"{self.name}_{digest()}_".replace("-", "_")
+        try:
+            function = self.build(progress)
+        finally:
+            _image, name = "", _image
+        function = FunctionType(function.__code__, function.__globals__, name)
+        function.__qualname__ = name
         dispatcher = numba.njit(**_FLAGS, nogil=self.nogil)(function)
         dispatcher.compile(self.signature)
         self._dispatcher = dispatcher

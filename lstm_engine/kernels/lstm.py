@@ -201,6 +201,10 @@ def general(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
                 s += 1
             if valid > 0:
                 copy_bytes(h + b * hs, previous, units * one)
+            elif lengths >= 0:  # a row of no steps ends in zeros, not in its initial state
+                zeros = locate(cx, field(ip, ZEROS))
+                copy_rows(h + b * hs, one, 0, zeros, 0, 0, one, units, 1)
+                copy_rows(c + b * cs, one, 0, zeros, 0, 0, one, blocks, 1)
             b += 1
         return 0
 

@@ -105,6 +105,13 @@ def tanh(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return v.copysign(b, b.fdiv(expm1, b.fadd(expm1, v.constant(2.0))), x)
 
 
+def softsign(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """x / (1 + |x|); ±1 at ±inf."""
+    one, magnitude = v.constant(1.0), v.unary(b, "fabs", x)
+    quotient = b.fdiv(x, b.fadd(one, magnitude))
+    return b.select(b.fcmp_ordered("==", magnitude, v.constant(math.inf)), v.copysign(b, one, x), quotient)
+
+
 def log(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """ln x: x = m·2^e with m in [√½, √2), then 2·artanh((m-1)/(m+1)); -inf at 0, NaN below."""
     mantissa = 23 if v.bytes == 4 else 52

@@ -20,6 +20,7 @@ def activation(v: Lanes) -> Any:
     add = v.intrinsic(lambda b, x, y: b.fadd(x, y), "vv", "v")
     multiply = v.intrinsic(lambda b, x, y: b.fmul(x, y), "vv", "v")
     divide = v.intrinsic(lambda b, x, y: b.fdiv(x, y), "vv", "v")
+    softsign = v.intrinsic(_with(v, maths.softsign), "v", "v")
     at_least = v.intrinsic(v.maximum, "vv", "v")
     at_most = v.intrinsic(v.minimum, "vv", "v")
     fma = v.intrinsic(v.fma, "vvv", "v")
@@ -59,7 +60,7 @@ def activation(v: Lanes) -> Any:
         if code == ELU:
             return above(x, zero, x, multiply(a, add(exp(x), negate(one))))
         if code == SOFTSIGN:
-            return divide(x, add(one, absolute(x)))
+            return softsign(x)
         if code == SOFTPLUS:  # max(x, 0) + log(1 + e^-|x|)
             return add(at_least(zero, x), log(add(one, exp(negate(absolute(x))))))
         if code == EXP:

@@ -229,6 +229,7 @@ def _cell_fields(
         Lstm.BLOCKS: blocks(units),
         Lstm.PEEPHOLES: -1,
         Lstm.PROJECTION: -1,
+        Lstm.ZEROS: Pinned(_zeros(low, LANES * low.dtype.itemsize)),
         Lstm.CLIP: _bits(attributes.clip or 0.0),
         Lstm.INPUT_FORGET: int(attributes.input_forget),
     }
@@ -252,7 +253,6 @@ def _cell_fields(
             Lstm.PROJECTED_BLOCKS: blocks(transposed.shape[1]),
             Lstm.HIDDEN_UNITS: units,
             Lstm.HIDDEN: low.buffer(blocks(units) * LANES * low.dtype.itemsize, "hidden"),
-            Lstm.ZEROS: Pinned(_zeros(low, LANES * low.dtype.itemsize)),
         }
     standard = codes == [Function.SIGMOID, Function.TANH, Function.TANH]
     plain = standard and P is None and projection is None and not attributes.clip and not attributes.input_forget

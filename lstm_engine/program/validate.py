@@ -114,13 +114,13 @@ def _lstm(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator
 def _cell(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
     yield from _lstm(f, steps, element, vector, block)
     yield Extent(Lstm.PARAMETERS, 3 * 16, False)
+    yield Extent(Lstm.ZEROS, vector, False)
     yield Extent(Lstm.PEEPHOLES, f[Lstm.BLOCKS] * 3 * vector, False)
     if f[Lstm.LENGTHS] != -1:
         yield Extent(Lstm.LENGTHS, _span(f[Lstm.ROWS], f[Lstm.LENGTH_STRIDE], 1, 0, 4), False)
     if f[Lstm.PROJECTION] != -1:
         yield Extent(Lstm.PROJECTION, f[Lstm.PROJECTED_BLOCKS] * f[Lstm.HIDDEN_UNITS] * vector, False)
         yield Extent(Lstm.HIDDEN, f[Lstm.BLOCKS] * vector, True)
-        yield Extent(Lstm.ZEROS, vector, False)
 
 
 def _dense(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
