@@ -17,8 +17,10 @@ from .engine import Layout, Runner
 from .errors import InputError, ModelFormatError, UnsupportedModelError, listed
 from .formats import read
 from .graph import Graph, TensorSpec
+from .passes.check import check
 from .passes.modernise import modernise
 from .passes.shapes import fold
+from .passes.states import without_zero_states
 from .program.packing import Store
 from .program.plan import Lowered, Streamable, element_type, find_states, lower_run, lower_stream
 from .program.program import Port
@@ -60,12 +62,10 @@ def load(
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads={threads!r}: expected a positive number or None")
     graph = read(path, prefix=prefix, batch_first=batch_first, nonlinearity=nonlinearity, layers=layers)
-    graph = fold(modernise(graph))
+    graph = without_zero_states(fold(modernise(graph)))
     if constants:
         graph = fold(bind_constants(graph, constants))
-    faults = reference.unsupported(graph)
-    if faults:
-        raise UnsupportedModelError(listed(f"{graph.origin}: not implemented", faults))
+    check(graph)
     element = element_type(graph)
     if precision == "float32" and element == "float64":
         raise UnsupportedModelError(f"{graph.origin}: a float64 model runs in float64; precision='float32' is none")
@@ -263,7 +263,10 @@ class Model:
                 if key in self._programs:
                     self._programs.move_to_end(key)
                     return self._programs[key]
-        lowered = lower_run(self.graph, shapes, self.store, self.element)
+        try:
+            lowered = lower_run(self.graph, shapes, self.store, self.element)
+        except ModelFormatError as fault:  # the file fits itself (load saw to that), so it is the feeds that do not
+            raise InputError(f"feeds of {self.graph.origin} do not fit the network: {fault}") from fault
         key = _masked(shapes, lowered.time_axes) if lowered.program.causal else exact
         with self._lock:
             self._programs[key] = lowered, []
@@ -301,9 +304,10 @@ class Model:
         if len(self._calls) >= _MOST_CALLS:
             self._calls.clear()
         shapes = [arrays[name].shape for name in self._names]
-        self._calls[(*shapes, wanted)] = call
-        if wanted == tuple(spec.name for spec in self.outputs):
-            self._calls[(*shapes, None)] = call
+        everything = wanted == tuple(spec.name for spec in self.outputs)
+        for asked in (wanted, None) if everything else (wanted,):
+            key = (*shapes, asked)
+            self._calls[key] = call
         return call
 
 

@@ -74,19 +74,17 @@ class Stream:
             if not isinstance(x, self._scalar):
                 return self._step_any(x, out)
             x = self._boxed(x)
-        if out is None:
+        fresh = out is None
+        if fresh:
             out = empty(self._out_shape if x.ndim == self._in_axes else self._out_lean, self._out_dtype)
+        try:
             fault = self._enter_step(x, out)
-            if fault == NOT_FITTING:
-                out = None
-        elif out.__class__ is ndarray:
-            fault = self._enter_step(x, out)
-        else:
+        except TypeError:  # no array, or elements of a size the entry does not know
             fault = NOT_FITTING
         if fault == 0:
             return out
         if fault == NOT_FITTING:
-            return self._step_any(x, out)
+            return self._step_any(x, None if fresh else out)
         raise self._runner.fault(fault)
 
     def _prepare_short_way(self) -> None:

@@ -8,7 +8,7 @@ when each recurrent node reads its initial state from the very places where its 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -161,6 +161,18 @@ def _returns(
     )
 
 
+def without_zero_states(graph: Graph) -> Graph:
+    """The graph without constant initial states that are all zero: absent means the same, for any batch."""
+    nodes = []
+    for node in graph.nodes:
+        if node.op in ("LSTM", "GRU", "RNN"):
+            zeros = {name for name in node.inputs[5:7] if name in graph.constants and not graph.constants[name].any()}
+            inputs = tuple("" if index in (5, 6) and name in zeros else name for index, name in enumerate(node.inputs))
+            node = replace(node, inputs=inputs)
+        nodes.append(node)
+    return graph.with_nodes(nodes)
+
+
 def without_states(graph: Graph, pairs: tuple[StatePair, ...]) -> Graph:
     """The graph whose paired layers keep their state themselves: their initial states and final outputs are gone."""
     held = {(cell.node, cell.slot) for pair in pairs for cell in pair.cells}
@@ -173,7 +185,7 @@ def without_states(graph: Graph, pairs: tuple[StatePair, ...]) -> Graph:
             for slot, (index, _) in SLOTS.items():
                 if (node_key(node), slot) in held:
                     inputs[index] = ""
-            node = Node(node.op, tuple(inputs), node.outputs, node.attributes, node.name, node.domain)
+            node = replace(node, inputs=tuple(inputs))
         nodes.append(node)
     return graph.with_nodes(
         nodes,

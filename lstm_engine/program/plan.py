@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,20 +99,45 @@ def probe_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
     for spec in graph.inputs:
         if spec.shape is None:
             raise UnsupportedModelError(f"input '{spec.name}': its rank is unknown, so it cannot be planned for")
-        shapes[spec.name] = tuple(_probe(spec, index, dim, sizes) for index, dim in enumerate(spec.shape))
+        shapes[spec.name] = tuple(_probed(spec, index, dim, sizes) for index, dim in enumerate(spec.shape))
     return shapes
 
 
-def _probe(spec: TensorSpec, index: int, dim: int | str | None, sizes: dict[str, int]) -> int:
+def _probed(spec: TensorSpec, index: int, dim: int | str | None, sizes: dict[str, int]) -> int:
     if isinstance(dim, int):
         return dim
     key = dim if dim is not None else f"{spec.name}[{index}]"
     return sizes.setdefault(key, PROBES[len(sizes) % len(PROBES)])
 
 
+def probe(graph: Graph, batch: int) -> tuple[Shapes, Specialised]:
+    """Shapes that the network takes, and what is known at them.
+
+    Weights or stored states may fix a dimension that the file declares open (a batch of 1, most often): where the
+    distinct sizes do not fit, each open dimension in turn is given the batch that is asked for.
+
+    Raises ModelFormatError as specialise() does, for the first attempt.
+    """
+    shapes = probe_shapes(graph)
+    try:
+        return shapes, specialise(graph, shapes)
+    except ModelFormatError:
+        for symbol in sorted({dim for spec in graph.inputs for dim in spec.shape or () if isinstance(dim, str)}):
+            tried = {
+                spec.name: tuple(
+                    batch if dim == symbol else size
+                    for dim, size in zip(spec.shape or (), shapes[spec.name], strict=True)
+                )
+                for spec in graph.inputs
+            }
+            with suppress(ModelFormatError):
+                return tried, specialise(graph, tried)
+        raise
+
+
 def find_states(graph: Graph, declared: Mapping[str, str] | None) -> tuple[StatePair, ...]:
     """Inputs that are outputs' pasts, at probing shapes."""
-    return pair_states(graph, specialise(graph, probe_shapes(graph)), declared)
+    return pair_states(graph, probe(graph, 1)[1], declared)
 
 
 def lower_stream(
@@ -121,8 +147,10 @@ def lower_stream(
 
     Raises StreamingError if the model needs the whole sequence, naming the node; UnsupportedModelError.
     """
-    probe = probe_shapes(graph)
-    known = specialise(graph, probe)
+    try:
+        probed, known = probe(graph, batch)
+    except ModelFormatError as fault:
+        raise StreamingError(f"{graph.origin} takes no stream of batch {batch}: {fault}") from fault
     roles = assign_roles(graph, known)
     time_axes = {spec.name: roles.axis_of(spec.name, roles.time) for spec in graph.inputs}
     shapes = {
@@ -130,10 +158,10 @@ def lower_stream(
             batch if roles.batch and axis == roles.batch else size
             for axis, size in zip(roles.axes[name], shape, strict=True)
         )
-        for name, shape in probe.items()
+        for name, shape in probed.items()
     }
     if not roles.batch and batch != 1:
-        shapes = _widened(graph, probe, batch)
+        _refuse_batch(graph, known, batch)
     known = specialise(graph, shapes)
     pairs = pair_states(graph, known, declared)
     inner = without_states(graph, pairs)
@@ -160,12 +188,11 @@ def _open(graph: Graph, time_axes: Mapping[str, int | None]) -> bool:
     )
 
 
-def _widened(graph: Graph, probe: Shapes, batch: int) -> dict[str, tuple[int, ...]]:
-    """Where a file declares a batch of 1, ask the recurrent node which axis it is."""
-    doubled = specialise(graph, probe)
+def _refuse_batch(graph: Graph, known: Specialised, batch: int) -> None:
+    """Say why a file that declares a batch of 1 runs one row a stream."""
     for node in graph.nodes:
         if node.op in ("LSTM", "GRU", "RNN"):
-            shape = doubled.shapes[node.input(0)]
+            shape = list(known.shapes[node.input(0)])
             raise StreamingError(
                 f"{graph.origin} declares a batch of 1 ({node.label} reads {shape}); "
                 f"it cannot run {batch} rows in one stream: open {batch} streams"

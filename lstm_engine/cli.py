@@ -1,0 +1,626 @@
+"""The command line. Nothing heavy is imported before a command needs it.
+
+Exit codes: 0; 1, it failed (one line on stderr says why); 2, wrong usage; 128 + n, ended by signal n.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect as introspection
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+import typer
+
+from . import __version__
+from .errors import InputError, LstmEngineError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    import numpy as np
+    from rich.console import Console
+
+    from .model import Model
+    from .stream import Stream
+
+app = typer.Typer(
+    name="lstm-engine",
+    help="Run trained LSTM networks on the CPU: whole sequences, or one step at a time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_PIPE_WIDTH: Final = 500  # of tables where nobody's terminal says: wide enough that nothing is cut
+_DEBUG: Final = "LSTM_ENGINE_DEBUG"  # '1' also shows tracebacks
+#: What terminals act on; a model may put anything out.
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def main() -> None:
+    """The entry point."""
+    if sys.stdout is None:  # closed by the caller, who wants nothing of it
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
+        if encoding != "utf8" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to fail
+    app(prog_name="lstm-engine")
+
+
+# --- failing ---------------------------------------------------------------------------------------------------------
+
+
+def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command: its ``options`` become those of load(), what it raises becomes a line and an exit code."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        return app.command(name)(_failing_plainly(_with_load_options(function)))
+
+    return register
+
+
+def _failing_plainly(function: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(function)
+    def plain(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a reader that has gone is noticed here, not when the interpreter ends
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except BrokenPipeError:
+            _forget_stdout()
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(128 + signal.SIGINT) from None
+        except Exception as fault:
+            if os.environ.get(_DEBUG, "0") not in ("", "0"):
+                raise
+            _fail(_reason(fault))
+
+    return plain
+
+
+def _reason(fault: Exception) -> str:
+    if isinstance(fault, LstmEngineError):
+        return str(fault)
+    if isinstance(fault, OSError) and fault.strerror:
+        return f"{fault.filename}: {fault.strerror}" if fault.filename else fault.strerror
+    if isinstance(fault, MemoryError):
+        return "out of memory"
+    # load() and the readers raise TypeError and ValueError for keywords that the file has no use for.
+    known = isinstance(fault, TypeError | ValueError) and str(fault)
+    text = " ".join(str(fault).split())
+    return text if known else f"{type(fault).__name__}: {text} ({_DEBUG}=1 shows where)"
+
+
+def _fail(why: str) -> NoReturn:
+    _say(f"lstm-engine: {why}")
+    raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    """A line on stderr, if anybody holds it."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def _forget_stdout() -> None:
+    """Point stdout nowhere: what is left in its buffer has no reader."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def _as_json(text: str) -> Any:
+    """The value of an option that takes JSON, or @FILE with JSON in it."""
+    try:
+        return json.loads(Path(text[1:]).read_text("utf-8") if text.startswith("@") else text)
+    except (OSError, ValueError, RecursionError) as fault:
+        raise typer.BadParameter(f"{text!r} is not JSON ({fault})") from fault
+
+
+def _option(kind: Any, text: str, panel: str, *names: str, **more: Any) -> Any:
+    return Annotated[kind, typer.Option(*names, help=text, rich_help_panel=panel, **more)]
+
+
+_SELDOM: Final = "Loading"
+_BARE: Final = "What a file of bare weights cannot say"
+_LOAD_OPTIONS: Final[Mapping[str, Any]] = {
+    "precision": _option(str | None, "Precision to run in; default: the file's.", _SELDOM),
+    "threads": _option(int | None, "Use at most this many threads.", _SELDOM, min=1),
+    "states": _option(str | None, '{"input": "output"} pairs that a stream carries.', _SELDOM, metavar="JSON"),
+    "constants": _option(str | None, '{"input": value} that never change.', _SELDOM, metavar="JSON"),
+    "prefix": _option(str | None, "Prefix of the module wanted.", _BARE),
+    "batch_first": _option(bool | None, "Which axis comes first.", _BARE, "--batch-first/--time-first"),
+    "nonlinearity": _option(str | None, "Of a plain PyTorch RNN.", _BARE, metavar="tanh|relu"),
+    "layers": _option(str | None, "A Keras network's layers, one object each; @FILE too.", _BARE, metavar="JSON"),
+}
+_JSON_OPTIONS: Final = ("states", "constants", "layers")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of load()."""
+
+    given: Mapping[str, Any]
+
+    def load(self, path: Path, quick: bool = False) -> Model:
+        """The model, its compiled code ready unless ``quick``."""
+        from .model import load
+
+        model = load(path, **self.given)
+        if not quick:
+            _compile(model.element)
+        return model
+
+
+def _with_load_options(function: Callable[..., None]) -> Callable[..., None]:
+    """A command with a parameter ``options`` as one that has the options themselves."""
+    own = introspection.signature(function, eval_str=True).parameters
+    if "options" not in own:
+        return function
+
+    @functools.wraps(function)
+    def with_options(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in _LOAD_OPTIONS}
+        given |= {name: _as_json(given[name]) for name in _JSON_OPTIONS if given[name] is not None}
+        function(options=_Options(given), **arguments)
+
+    kind = introspection.Parameter.KEYWORD_ONLY
+    parameters = [parameter.replace(kind=kind) for name, parameter in own.items() if name != "options"]
+    parameters += [introspection.Parameter(name, kind, default=None, annotation=a) for name, a in _LOAD_OPTIONS.items()]
+    with_options.__signature__ = introspection.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del with_options.__wrapped__
+    return with_options
+
+
+def _shipped_model() -> Path:
+    """The character model that comes with the engine. Raises LstmEngineError if it was left out."""
+    here = Path(__file__).resolve().parent
+    places = (here / "data" / "char.onnx", here.parent / "models" / "char" / "char.onnx")
+    for place in places:
+        if place.is_file():
+            return place
+    raise LstmEngineError("this installation comes without the character model; name a MODEL")
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+def _console(stderr: bool = False) -> Console:
+    """A rich console that leaves a closed pipe to us."""
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if _is_terminal(stream) else _PIPE_WIDTH
+    return Plain(stderr=stderr, width=width, highlight=False, soft_wrap=False, markup=False)
+
+
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and not stream.closed and bool(stream.isatty())
+
+
+@contextmanager
+def _compile_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """What to report compilation to: a bar on a terminal, once there is anything to compile."""
+    if not _is_terminal(sys.stderr):
+        yield lambda name, done, total: None
+        return
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[part]}"), TimeElapsedColumn())
+    bar = Progress(*columns, console=_console(stderr=True), transient=True)
+    task: list[TaskID] = []
+
+    def report(name: str, done: int, total: int) -> None:
+        if not task:
+            bar.start()
+            task.append(bar.add_task("compiling, once for this machine", total=total, part=""))
+        bar.update(task[0], completed=done, total=total, part=name)
+
+    try:
+        yield report
+    finally:
+        if task:
+            bar.stop()
+
+
+def _compile(element: str) -> None:
+    """Have the executor's machine code ready before its first use."""
+    from .kernels import executor
+
+    with _compile_bar() as progress:
+        executor.executor(element).address(progress)
+
+
+@contextmanager
+def _waiting(what: str) -> Iterator[None]:
+    """Show on a terminal that something takes its time."""
+    if not _is_terminal(sys.stderr):
+        yield
+        return
+    with _console(stderr=True).status(what):
+        yield
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lstm-engine {__version__}")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .npz file.", show_default=False)]
+
+
+# --- inspect, convert, verify, warm-up -------------------------------------------------------------------------------
+
+
+@_command("inspect")
+def inspect(
+    model: ModelPath,
+    options: _Options,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of the stream whose program is shown.")] = 1,
+    timed: Annotated[bool, typer.Option("--time", help="Measure each instruction instead of estimating it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a model: inputs, outputs, states, and the program that runs it."""
+    loaded = options.load(model, quick=not timed)
+    from .report.inspect import described, printed
+
+    description = described(loaded, batch, timed)
+    if as_json:
+        print(json.dumps(description, indent=2, ensure_ascii=False))
+    else:
+        printed(description, _console())
+
+
+@_command("convert")
+def convert(
+    model: ModelPath,
+    output: Annotated[Path, typer.Argument(metavar="OUT.npz", help="Where to write.", show_default=False)],
+    options: _Options,
+) -> None:
+    """Write a model to the engine's own file: the whole network with its metadata; loading it needs no onnx."""
+    if output.suffix != ".npz":
+        raise typer.BadParameter(f"{output}: expected a name that ends in .npz")
+    loaded = options.load(model, quick=True)
+    loaded.save(output)
+    _say(f"wrote {output}: {output.stat().st_size:,} bytes")
+
+
+@_command("verify")
+def verify(
+    model: ModelPath,
+    options: _Options,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3,
+) -> None:
+    """Hold a model's results against the float64 definition, and against onnxruntime where it is installed."""
+    loaded = options.load(model)
+    from .report.verify import compared, onnxruntime_of, table_of
+
+    other, why_not = None, "onnxruntime runs whole .onnx files only"
+    if model.suffix == ".onnx" and not options.given["constants"]:
+        other, why_not = onnxruntime_of(os.fspath(model))
+    with _waiting("comparing"):
+        comparisons = compared(loaded, other, seed, rounds)
+    _console().print(table_of(comparisons))
+    if other is None:
+        _say(f"not compared with onnxruntime: {why_not}")
+    wrong = [c for c in comparisons if not c.holds]
+    if wrong:
+        parts = ", ".join(f"'{c.output}' by {c.error:.2e} (allowed {c.allowed:.2e})" for c in wrong)
+        _fail(f"{model}: differs from its definition: {parts}")
+
+
+@_command("warm-up")
+def warm_up(
+    float64: Annotated[bool, typer.Option("--float64", help="Also for models in float64.")] = False,
+) -> None:
+    """Compile ahead of time what the first use of any model would compile."""
+    from .kernels import executor
+    from .machine import CACHE_KNOB, cache_folder
+
+    folder = cache_folder()
+    if folder is None:
+        _fail(
+            f"there is nowhere to keep compiled code: {CACHE_KNOB.name} turns its cache off, or there is no home folder"
+        )
+    elements = ["float32", *(["float64"] if float64 else [])]
+    for element in elements:
+        _compile(element)
+    with _waiting("compiling the ways in"):
+        for nogil in (True, False):
+            executor.context_entry(nogil)
+            for x_bytes, out_bytes in [(4, 4), (8, 4), *([(8, 8)] if float64 else [])]:
+                executor.entry(x_bytes, out_bytes, nogil)
+    missing = [e for e in elements if (path := executor.executor(e).path) is None or not path.is_file()]
+    if missing:
+        _fail(f"compiled for {', '.join(missing)}, but {folder} could not be written, or others can write to it")
+    print(f"{', '.join(elements)}: ready in {folder}")
+
+
+# --- run -------------------------------------------------------------------------------------------------------------
+
+
+@_command("run")
+def run(
+    model: ModelPath,
+    source: Annotated[
+        Path,
+        typer.Option("--input", "-i", help="An .npz with an array per input, or a single array.", show_default=False),
+    ],
+    target: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.", show_default=False)],
+    options: _Options,
+) -> None:
+    """Run whole sequences: arrays in, arrays out."""
+    feeds = _read_arrays(source)
+    loaded = options.load(model)
+    if isinstance(feeds, dict) and len(feeds) == 1 and not set(feeds) & {spec.name for spec in loaded.inputs}:
+        feeds = next(iter(feeds.values()))
+    with _waiting("running"):
+        results = loaded.run(feeds)
+    _write_arrays(target, results)
+
+
+def _read_arrays(path: Path) -> Any:
+    """The arrays of an .npz by name, or the one array of an .npy."""
+    import numpy as np
+
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected an .npz or .npy file")
+    try:
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            return {name: content[name] for name in content.files} if hasattr(content, "files") else content
+    except (OSError, MemoryError) as fault:
+        if isinstance(fault, OSError) and fault.strerror:
+            raise
+        raise InputError(f"{path}: cannot be read ({fault})") from fault
+    except Exception as fault:  # zipfile, zlib, struct and NumPy each raise their own for damaged files
+        raise InputError(f"{path}: not a readable .npz or .npy file ({' '.join(str(fault).split())})") from fault
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    import numpy as np
+
+    # NumPy's savez takes names as keywords, and 'file' is its own: entries are written one by one instead.
+    with _replacing(path) as file:
+        import zipfile
+
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes ``path``'s place once it is whole."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp is for secrets; a result is as readable as any file the user makes.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+# --- stream ----------------------------------------------------------------------------------------------------------
+
+
+@_command("stream")
+def stream(
+    model: ModelPath,
+    options: _Options,
+    form: Annotated[str, typer.Option("--format", metavar="csv|json", help="Of the lines.")] = "csv",
+    batch: Annotated[int, typer.Option(min=1, help="Rows that run side by side; a line holds them all.")] = 1,
+    state: Annotated[
+        Path | None, typer.Option(help="Go on from the state in this file, if it exists, and keep it there at the end.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Report lines that cannot be used, and go on.")] = False,
+) -> None:
+    """Readings on stdin, predictions on stdout: a line in, a line out, at once."""
+    from .report.lines import FORMATS, Lines
+
+    if form not in FORMATS:
+        raise typer.BadParameter(f"--format {form}: expected one of {', '.join(FORMATS)}")
+    opened = options.load(model).stream(batch)
+    if state is not None and state.exists():
+        _restore(opened, state)
+    try:
+        with _Signals() as signals:
+            _answer_lines(opened, Lines(opened, form), signals, skip_bad)
+    finally:
+        if state is not None:
+            with _replacing(state) as file:
+                file.write(opened.state.to_bytes())
+    if signals.arrived:
+        raise typer.Exit(128 + signals.arrived)
+
+
+def _restore(opened: Stream, path: Path) -> None:
+    from .state import State
+
+    opened.state = State.from_bytes(path.read_bytes())
+
+
+def _answer_lines(opened: Stream, lines: Any, signals: _Signals, skip_bad: bool) -> None:
+    """A step and a line for each line, until there are no more or a signal ends it between two."""
+    from .report.lines import bad_line
+
+    source = sys.stdin.buffer if sys.stdin is not None else None
+    number = 0
+    while source is not None and (line := signals.line_of(source)):
+        number += 1
+        if not line.strip():
+            continue
+        try:
+            answer = lines.line(opened.step(lines.feed(line)))
+        except InputError as fault:
+            if not skip_bad:
+                raise InputError(bad_line(number, fault)) from fault
+            _say(f"lstm-engine: {bad_line(number, fault)}")
+            continue
+        sys.stdout.write(answer + "\n")
+        sys.stdout.flush()
+
+
+class _Signals:
+    """Lets SIGINT and SIGTERM end the work between two lines, never within one: the state stays that of whole lines."""
+
+    def __init__(self) -> None:
+        self.arrived = 0
+        self._reading = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        with suppress(ValueError):  # only the main thread may
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def line_of(self, source: IO[bytes]) -> bytes:
+        """The next line; b'' at the end, or when a signal has come."""
+        try:
+            self._reading = True
+            line = b"" if self.arrived else source.readline()
+            self._reading = False
+        except InterruptedError:
+            return b""
+        return line
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.arrived = number
+        if self._reading:
+            self._reading = False
+            raise InterruptedError
+
+
+# --- generate --------------------------------------------------------------------------------------------------------
+
+
+@_command("generate")
+def generate(
+    options: _Options,
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="MODEL", help="Default: the character model that comes along.", show_default=False),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="Text to go on from; '' for the beginning of a text.")] = "def ",
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="Read the prompt from a file ('-': stdin).", show_default=False)
+    ] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="The prompt is token ids; print ids, too.")] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="At most so many.")] = 500,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", min=0, help="0: always the most likely.")] = 0.7,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Only the k most likely tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Only the most likely, up to this probability.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text (with --ids: a token id) that ends it; may be repeated.")
+    ] = None,
+    endless: Annotated[bool, typer.Option("--endless", help="Go on past the boundary between texts.")] = False,
+    echo: Annotated[bool, typer.Option(help="Print the prompt before what follows it.")] = True,
+) -> None:
+    """Go on from a prompt, token by token."""
+    from .generate import Sampler
+    from .generate import generate as generated
+
+    text = prompt if prompt_file is None else _read_prompt(prompt_file)
+    if endless and stop:
+        raise typer.BadParameter("--endless and --stop exclude each other")
+    start: Any = _parsed_ids(text.replace(",", " ").split()) if ids else text
+    ends: Any = () if endless else (_parsed_ids(stop) if ids else stop) if stop else None
+    sampler = Sampler(temperature, top_k, top_p, seed)
+    opened = options.load(_shipped_model() if model is None else model).stream()
+    tokens = generated(opened, start, max_tokens=max_tokens, sampler=sampler, stop=ends)
+    count, seconds, last = _print_tokens(tokens, text if echo and text else "", " " if ids else "")
+    if not last.endswith("\n"):
+        print(flush=True)
+    if _is_terminal(sys.stderr) and count > 1:
+        _say(f"[{count} tokens, {(count - 1) / seconds:,.0f} a second]")
+
+
+def _parsed_ids(words: list[str]) -> list[int]:
+    try:
+        return [int(word) for word in words]
+    except ValueError as fault:
+        raise typer.BadParameter(f"--ids: expected token ids, got {' '.join(words)[:80]!r}") from fault
+
+
+def _read_prompt(path: Path) -> str:
+    if str(path) == "-":
+        data = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    else:
+        data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise InputError(f"{path}: the prompt is not UTF-8 ({fault.reason} at byte {fault.start})") from fault
+
+
+def _print_tokens(tokens: Iterator[Any], prompt: str, between: str) -> tuple[int, float, str]:
+    """Print tokens as they come; their number, the seconds after the first, and what was printed last."""
+    shown = _shown_safely if _is_terminal(sys.stdout) else str
+    last = shown(prompt)
+    sys.stdout.write(last)
+    sys.stdout.flush()
+    count, began = 0, time.perf_counter()
+    for token in tokens:
+        if count == 0:
+            began = time.perf_counter()
+        separator = between if last else ""
+        last = shown(str(token)) or last
+        sys.stdout.write(separator + last)
+        sys.stdout.flush()
+        count += 1
+    return count, max(time.perf_counter() - began, 1e-9), last
+
+
+def _shown_safely(text: str) -> str:
+    """Text without what would command a terminal."""
+    return _CONTROLS.sub("�", text)
