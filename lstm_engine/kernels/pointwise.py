@@ -20,6 +20,7 @@ def activation(v: Lanes) -> Any:
     add = v.intrinsic(lambda b, x, y: b.fadd(x, y), "vv", "v")
     multiply = v.intrinsic(lambda b, x, y: b.fmul(x, y), "vv", "v")
     divide = v.intrinsic(lambda b, x, y: b.fdiv(x, y), "vv", "v")
+    expm1 = v.intrinsic(_with(v, maths.expm1), "v", "v")
     softsign = v.intrinsic(_with(v, maths.softsign), "v", "v")
     at_least = v.intrinsic(v.maximum, "vv", "v")
     at_most = v.intrinsic(v.minimum, "vv", "v")
@@ -58,7 +59,7 @@ def activation(v: Lanes) -> Any:
         if code == HARD_SIGMOID:
             return at_most(one, at_least(zero, fma(x, a, c)))
         if code == ELU:
-            return above(x, zero, x, multiply(a, add(exp(x), negate(one))))
+            return above(x, zero, x, multiply(a, expm1(x)))
         if code == SOFTSIGN:
             return softsign(x)
         if code == SOFTPLUS:  # max(x, 0) + log(1 + e^-|x|)
