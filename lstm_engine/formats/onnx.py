@@ -100,7 +100,7 @@ class _Reader:
         self._beside = NeighbourFiles(source.path)
         self._items_left = MAX_ITEMS
         self._opset = 0
-        self._foreign: set[str] = set()
+        self._foreign: dict[str, str] = {}  # operators of other domains, and the first node that uses each
 
     def model(self, model: ModelProto) -> Graph:
         self._opset = _operator_set(model, self._origin)
@@ -110,7 +110,7 @@ class _Reader:
         metadata = {text(entry.key): text(entry.value) for entry in model.metadata_props}
         graph = self._graph(model.graph, frozenset(), "", metadata)
         if self._foreign:
-            faults = [f"operator {name} is not part of ONNX" for name in sorted(self._foreign)[:20]]
+            faults = [f"{label}: {name} is not part of ONNX" for name, label in sorted(self._foreign.items())[:20]]
             raise UnsupportedModelError(listed(f"{self._origin}: cannot run", faults))
         return graph
 
@@ -185,9 +185,9 @@ class _Reader:
             _plain(text(proto.domain)),
             tuple(text(name) for name in proto.output),
         )
-        if domain not in KNOWN_DOMAINS:
-            self._foreign.add(f"{op} of {domain!r}")
         bare = Node(op, tuple(inputs), outputs, {}, text(proto.name), domain)
+        if domain not in KNOWN_DOMAINS:
+            self._foreign.setdefault(f"operator {op} of {domain!r}", bare.label)
         if not proto.op_type:
             raise ModelFormatError(f"{self._origin}: node {bare.label} names no operator")
         attributes: dict[str, Any] = {}
