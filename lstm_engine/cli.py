@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -43,6 +44,8 @@ app = typer.Typer(
 )
 _PIPE_WIDTH: Final = 500  # of tables where nobody's terminal says: wide enough that nothing is cut
 _DEBUG: Final = "LSTM_ENGINE_DEBUG"  # '1' also shows tracebacks
+_LONGEST_LINE: Final = 1 << 26  # bytes of a reading
+_LONG_PROMPT: Final = 10_000  # characters that take a moment to read
 #: What terminals act on; a model may put anything out.
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -50,7 +53,7 @@ _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def main() -> None:
     """The entry point."""
     if sys.stdout is None:  # closed by the caller, who wants nothing of it
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open until the end)
     for stream in (sys.stdout, sys.stderr):
         encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
         if encoding != "utf8" and hasattr(stream, "reconfigure"):
@@ -312,6 +315,7 @@ def convert(
     """Write a model to the engine's own file: the whole network with its metadata; loading it needs no onnx."""
     if output.suffix != ".npz":
         raise typer.BadParameter(f"{output}: expected a name that ends in .npz")
+    _check_folder(output)
     loaded = options.load(model, quick=True)
     loaded.save(output)
     _say(f"wrote {output}: {output.stat().st_size:,} bytes")
@@ -383,6 +387,7 @@ def run(
     options: _Options,
 ) -> None:
     """Run whole sequences: arrays in, arrays out."""
+    _check_folder(target)
     feeds = _read_arrays(source)
     loaded = options.load(model)
     if isinstance(feeds, dict) and len(feeds) == 1 and not set(feeds) & {spec.name for spec in loaded.inputs}:
@@ -423,9 +428,18 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
                     np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
+def _check_folder(path: Path) -> None:
+    """Raise InputError if no file can be written at ``path``: better before long work than after it."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written{': it is a folder' if path.is_dir() else ''}")
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes ``path``'s place once it is whole."""
+    _check_folder(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -462,6 +476,8 @@ def stream(
 
     if form not in FORMATS:
         raise typer.BadParameter(f"--format {form}: expected one of {', '.join(FORMATS)}")
+    if state is not None:
+        _check_folder(state)
     opened = options.load(model).stream(batch)
     if state is not None and state.exists():
         _restore(opened, state)
@@ -473,6 +489,8 @@ def stream(
             with _replacing(state) as file:
                 file.write(opened.state.to_bytes())
     if signals.arrived:
+        if _is_terminal(sys.stderr):
+            _say("")  # behind the ^C that a terminal shows
         raise typer.Exit(128 + signals.arrived)
 
 
@@ -490,9 +508,11 @@ def _answer_lines(opened: Stream, lines: Any, signals: _Signals, skip_bad: bool)
     number = 0
     while source is not None and (line := signals.line_of(source)):
         number += 1
-        if not line.strip():
+        if line.isspace():
             continue
         try:
+            if len(line) == _LONGEST_LINE:
+                _skip_rest(line, source)
             answer = lines.line(opened.step(lines.feed(line)))
         except InputError as fault:
             if not skip_bad:
@@ -501,6 +521,13 @@ def _answer_lines(opened: Stream, lines: Any, signals: _Signals, skip_bad: bool)
             continue
         sys.stdout.write(answer + "\n")
         sys.stdout.flush()
+
+
+def _skip_rest(line: bytes, source: IO[bytes]) -> None:
+    """Read on to the end of a line that is too long to be one. Raises InputError."""
+    while line and not line.endswith(b"\n"):
+        line = source.readline(_LONGEST_LINE)
+    raise InputError(f"longer than {_LONGEST_LINE:,} bytes")
 
 
 class _Signals:
@@ -525,7 +552,7 @@ class _Signals:
         """The next line; b'' at the end, or when a signal has come."""
         try:
             self._reading = True
-            line = b"" if self.arrived else source.readline()
+            line = b"" if self.arrived else source.readline(_LONGEST_LINE)
             self._reading = False
         except InterruptedError:
             return b""
@@ -567,8 +594,8 @@ def generate(
     echo: Annotated[bool, typer.Option(help="Print the prompt before what follows it.")] = True,
 ) -> None:
     """Go on from a prompt, token by token."""
-    from .generate import Sampler
-    from .generate import generate as generated
+    from .generation import Sampler
+    from .generation import generate as generated
 
     text = prompt if prompt_file is None else _read_prompt(prompt_file)
     if endless and stop:
@@ -578,11 +605,19 @@ def generate(
     sampler = Sampler(temperature, top_k, top_p, seed)
     opened = options.load(_shipped_model() if model is None else model).stream()
     tokens = generated(opened, start, max_tokens=max_tokens, sampler=sampler, stop=ends)
-    count, seconds, last = _print_tokens(tokens, text if echo and text else "", " " if ids else "")
-    if not last.endswith("\n"):
-        print(flush=True)
-    if _is_terminal(sys.stderr) and count > 1:
-        _say(f"[{count} tokens, {(count - 1) / seconds:,.0f} a second]")
+    printer = _Printer(" " if ids else "")
+    try:
+        printer.show(text if echo else "")
+        first = _first_of(tokens) if len(text) > _LONG_PROMPT else []
+        printer.show_all(chain(first, tokens))
+    finally:
+        printer.finish()
+
+
+def _first_of(tokens: Iterator[Any]) -> list[Any]:
+    """The first token, for which the whole prompt is read."""
+    with _waiting("reading the prompt"):
+        return list(islice(tokens, 1))
 
 
 def _parsed_ids(words: list[str]) -> list[int]:
@@ -593,32 +628,50 @@ def _parsed_ids(words: list[str]) -> list[int]:
 
 
 def _read_prompt(path: Path) -> str:
-    if str(path) == "-":
-        data = b"" if sys.stdin is None else sys.stdin.buffer.read()
-    else:
-        data = path.read_bytes()
+    data = _read_stdin() if str(path) == "-" else path.read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         raise InputError(f"{path}: the prompt is not UTF-8 ({fault.reason} at byte {fault.start})") from fault
 
 
-def _print_tokens(tokens: Iterator[Any], prompt: str, between: str) -> tuple[int, float, str]:
-    """Print tokens as they come; their number, the seconds after the first, and what was printed last."""
-    shown = _shown_safely if _is_terminal(sys.stdout) else str
-    last = shown(prompt)
-    sys.stdout.write(last)
-    sys.stdout.flush()
-    count, began = 0, time.perf_counter()
-    for token in tokens:
-        if count == 0:
-            began = time.perf_counter()
-        separator = between if last else ""
-        last = shown(str(token)) or last
-        sys.stdout.write(separator + last)
-        sys.stdout.flush()
-        count += 1
-    return count, max(time.perf_counter() - began, 1e-9), last
+def _read_stdin() -> bytes:
+    return b"" if sys.stdin is None else sys.stdin.buffer.read()
+
+
+class _Printer:
+    """Prints pieces of text as they come, ``between`` between them, and on a terminal how many and how fast."""
+
+    def __init__(self, between: str) -> None:
+        self.between = between
+        self.shown = _shown_safely if _is_terminal(sys.stdout) else str
+        self.last = ""
+        self.count = 0
+        self.began = self.ended = 0.0
+
+    def show(self, piece: str) -> None:
+        """Print a piece, at once."""
+        text = self.shown(piece)
+        if text:
+            sys.stdout.write((self.between if self.last else "") + text)
+            sys.stdout.flush()
+            self.last = text
+
+    def show_all(self, tokens: Iterator[Any]) -> None:
+        """Print all tokens; the clock starts with the first, which has waited for the prompt to be read."""
+        for token in tokens:
+            self.show(str(token))
+            self.ended = time.perf_counter()
+            self.began = self.began or self.ended
+            self.count += 1
+
+    def finish(self) -> None:
+        """End the last line; also after an interruption."""
+        if self.last and not self.last.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        if _is_terminal(sys.stderr) and self.ended > self.began:
+            _say(f"[{self.count} tokens, {(self.count - 1) / (self.ended - self.began):,.0f} a second]")
 
 
 def _shown_safely(text: str) -> str:

@@ -62,7 +62,7 @@ class Runner:
         self.forms = np.zeros(2 * FORM_WORDS, np.int64)
         self.forms[Form.HEADER] = object.__basicsize__
         self.context[Context.FORMS] = self.forms.ctypes.data
-        self.words = memoryview(self.context)  # several times faster to write to than the array
+        self.words = self.context.data  # several times faster to write to than the array
         self.address = int(self.context.ctypes.data)
         self.step_seconds = step_seconds(program)
         self._holding, self._releasing = (executor.context_entry(nogil) for nogil in (False, True))

@@ -140,7 +140,7 @@ def digest() -> str:
     """Hash of all that decides machine code: our sources, compiler versions, target."""
     state = hashlib.sha256()
     root = Path(__file__).parent
-    for path in sorted([root / "jit.py", root / "machine.py", *(root / "kernels").glob("*.py")]):
+    for path in sorted([root / "jit.py", root / "machine.py", root / "encoding.py", *(root / "kernels").glob("*.py")]):
         state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     facts: Iterable[object] = (
         numba.__version__,

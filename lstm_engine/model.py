@@ -15,8 +15,9 @@ import numpy as np
 from . import reference
 from .engine import Layout, Runner
 from .errors import InputError, ModelFormatError, UnsupportedModelError, listed
+from .feeds import bind_constants, converted, shape_faults
 from .formats import read
-from .graph import Graph, TensorSpec
+from .graph import Graph
 from .passes.check import check
 from .passes.modernise import modernise
 from .passes.shapes import fold
@@ -72,47 +73,6 @@ def load(
     return Model(graph, element, states)
 
 
-def bind_constants(graph: Graph, constants: Mapping[str, Any]) -> Graph:
-    """The graph with some inputs fixed for good.
-
-    Raises InputError for names that are no inputs or values that do not fit them.
-    """
-    specs = {spec.name: spec for spec in graph.inputs}
-    faults = [f"'{name}' is not an input" for name in constants if name not in specs]
-    if faults:
-        raise InputError(listed(f"constants= of {graph.origin} (inputs: {', '.join(specs)})", faults))
-    values = {name: converted(specs[name], value) for name, value in constants.items()}
-    kept = [spec for spec in graph.inputs if spec.name not in constants]
-    return graph.with_nodes(graph.nodes, {**graph.constants, **values}, inputs=kept)
-
-
-def converted(spec: TensorSpec, value: Any) -> np.ndarray:
-    """A feed in the input's own dtype, in native byte order.
-
-    Any real dtype becomes a float by rounding; floats to an integer input are refused, integers range-checked.
-    """
-    try:
-        array = np.asarray(value)
-    except ValueError as fault:
-        raise InputError(f"input '{spec}': the feed is no rectangular array ({fault})") from fault
-    want = np.dtype(spec.dtype)
-    if array.dtype == want and array.dtype.isnative:
-        return array
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"input '{spec}': expected {want}, got {array.dtype}; feed real numbers")
-    if want.kind in "iu" and array.dtype.kind == "f":
-        raise InputError(f"input '{spec}': expected integers, got {array.dtype}; convert them where you know how")
-    if want.kind == "b" and array.dtype.kind != "b":
-        raise InputError(f"input '{spec}': expected bool, got {array.dtype}")
-    if want.kind in "iu" and array.size:
-        bounds = np.iinfo(want)
-        if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
-            raise InputError(f"input '{spec}': values {array.min()} to {array.max()} do not fit {want}")
-    with np.errstate(over="ignore"):
-        result: np.ndarray = array.astype(want)
-    return result
-
-
 class Model:
     """A trained network. May be used from many threads at once.
 
@@ -130,7 +90,8 @@ class Model:
         self._declared = dict(states or {})
         self._programs: OrderedDict[Any, tuple[Lowered, list[Runner]]] = OrderedDict()
         self._calls: dict[Any, Call] = {}
-        self._names = tuple(spec.name for spec in graph.inputs)
+        required = [spec.name for spec in graph.inputs if not spec.optional]
+        self._sole = required[0] if len(required) == 1 else None
         self._dtypes = tuple((spec.name, np.dtype(spec.dtype)) for spec in graph.inputs)
         self._streamables: dict[Any, Streamable] = {}
         self._lock = threading.Lock()
@@ -169,18 +130,19 @@ class Model:
 
         Raises InputError listing every fault of the feeds.
         """
+        if feeds.__class__ is np.ndarray and self._sole is not None:
+            feeds = {self._sole: feeds}
         call = self._known_call(feeds, outputs)
         if call is None:
             wanted = self._wanted(outputs)
-            arrays = self._checked(self._named(feeds))
+            feeds = self._checked(self._named(feeds))
+            arrays = reference.completed(self.graph, feeds) if len(feeds) < len(self.inputs) else feeds
             if any(0 in array.shape for array in arrays.values()):
                 return self._run_empty(arrays, wanted)
-            call = self._prepared(arrays, wanted)
-        else:
-            arrays = feeds
+            call = self._prepared(feeds, arrays, wanted)
         runner = call.runners.pop() if call.runners else Runner(call.lowered.program)
         try:
-            return call.run(runner, arrays)
+            return call.run(runner, feeds)
         finally:
             if len(call.runners) < _MOST_RUNNERS:
                 call.runners.append(runner)
@@ -224,14 +186,13 @@ class Model:
     def _named(self, feeds: Any) -> Mapping[str, Any]:
         if isinstance(feeds, Mapping):
             return feeds
-        required = [spec.name for spec in self.inputs if not spec.optional]
-        if len(required) != 1:
-            got = type(feeds).__name__
-            raise InputError(f"feeds: expected {{name: array}} for inputs {', '.join(required)}, got one {got}")
-        return {required[0]: feeds}
+        if self._sole is None:
+            got, names = type(feeds).__name__, ", ".join(spec.name for spec in self.inputs)
+            raise InputError(f"feeds: expected {{name: array}} for inputs {names}, got one {got}")
+        return {self._sole: feeds}
 
     def _checked(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """All feeds as arrays of the right dtype and shape, zeros for optional inputs left out."""
+        """The feeds as arrays of the right dtype and shape."""
         specs = {spec.name: spec for spec in self.inputs}
         faults = [f"'{name}' is not an input" for name in feeds if name not in specs]
         faults += [f"'{spec}' is missing" for spec in self.inputs if spec.name not in feeds and not spec.optional]
@@ -246,7 +207,7 @@ class Model:
         if faults:
             expected = "; ".join(map(str, self.inputs))
             raise InputError(listed(f"feeds of {self.graph.origin} (inputs: {expected})", faults))
-        return reference.completed(self.graph, arrays) if len(arrays) < len(specs) else arrays
+        return arrays
 
     def _run_empty(self, arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
         """No steps or no rows: empty outputs of the right shape, by the definition."""
@@ -287,23 +248,36 @@ class Model:
 
     def _known_call(self, feeds: Any, outputs: Sequence[str] | None) -> Call | None:
         """The prepared call of an earlier run with feeds of the same names, dtypes and shapes."""
-        if feeds.__class__ is not dict or len(feeds) != len(self.inputs):
+        if feeds.__class__ is not dict:
+            return None
+        found = 0
+        key: list[Any] = []
+        for name, dtype in self._dtypes:
+            array = feeds.get(name)
+            if array is None:
+                key.append(None)
+                continue
+            if array.__class__ is not np.ndarray or array.dtype != dtype:
+                return None
+            key.append(array.shape)
+            found += 1
+        if found < len(feeds):
             return None
         try:
-            call = self._calls.get((*[feeds[name].shape for name in self._names], outputs and tuple(outputs)))
-        except (KeyError, AttributeError, TypeError):
+            return self._calls.get((*key, outputs and tuple(outputs)))
+        except TypeError:  # outputs that cannot be names; _wanted() says so
             return None
-        if call is None or any(feeds[n].__class__ is not np.ndarray or feeds[n].dtype != d for n, d in self._dtypes):
-            return None
-        return call
 
-    def _prepared(self, arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]) -> Call:
-        """The call for these shapes, kept for the next run."""
+    def _prepared(
+        self, feeds: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]
+    ) -> Call:
+        """The call for these shapes, kept for the next run; ``arrays`` are the feeds and what stands in for others."""
         lowered, runners = self._lowered({name: array.shape for name, array in arrays.items()})
-        call = Call.prepare(lowered, runners, arrays, wanted)
+        absent = {name: array for name, array in arrays.items() if name not in feeds}
+        call = Call.prepare(lowered, runners, arrays, absent, wanted)
         if len(self._calls) >= _MOST_CALLS:
             self._calls.clear()
-        shapes = [arrays[name].shape for name in self._names]
+        shapes = [feeds[name].shape if name in feeds else None for name, _ in self._dtypes]
         everything = wanted == tuple(spec.name for spec in self.outputs)
         for asked in (wanted, None) if everything else (wanted,):
             key = (*shapes, asked)
@@ -317,6 +291,7 @@ class Call:
 
     lowered: Lowered
     runners: list[Runner]  # idle ones, shared by all calls of the program
+    absent: Mapping[str, np.ndarray]  # zeros for the optional inputs that are not fed
     steps: int
     inputs: tuple[tuple[Port, Layout], ...]
     outputs: tuple[tuple[Port, Layout], ...]
@@ -324,7 +299,11 @@ class Call:
 
     @staticmethod
     def prepare(
-        lowered: Lowered, runners: list[Runner], arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]
+        lowered: Lowered,
+        runners: list[Runner],
+        arrays: Mapping[str, np.ndarray],
+        absent: Mapping[str, np.ndarray],
+        wanted: tuple[str, ...],
     ) -> Call:
         """Work the layouts out."""
         program = lowered.program
@@ -338,43 +317,25 @@ class Call:
         return Call(
             lowered,
             runners,
+            absent,
             steps,
             tuple((port, layout(port)) for port in program.inputs),
             tuple((ports[name], layout(ports[name])) for name in wanted),
             tuple(port for port in program.outputs if port.name not in wanted),
         )
 
-    def run(self, runner: Runner, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, runner: Runner, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Bind, run, and give the results in their logical shapes."""
-        held = [runner.bind(port, arrays[port.name], layout) for port, layout in self.inputs]
+        held = []
+        for port, layout in self.inputs:
+            array = feeds[port.name] if port.name in feeds else self.absent[port.name]
+            held.append(runner.bind(port, array, layout))
         made = [(port.name, layout, runner.bind_output(port, layout)) for port, layout in self.outputs]
         for port in self.unwanted:
             runner.unbind(port)
         runner.run(self.steps)
         del held  # the ports pointed at them until here
         return {name: layout.settled(array) for name, layout, array in made}
-
-
-def shape_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Ranks first, then sizes; named dimensions must agree with one another."""
-    faults = []
-    bound: dict[str, tuple[int, str]] = {}
-    for spec in specs:
-        if spec.name not in arrays or spec.shape is None:
-            continue
-        got = arrays[spec.name].shape
-        if len(got) != len(spec.shape):
-            faults.append(f"'{spec}': expected {len(spec.shape)} axes, got {len(got)} (shape {list(got)})")
-            continue
-        for dim, size in zip(spec.shape, got, strict=True):
-            if isinstance(dim, int) and dim != size:
-                faults.append(f"'{spec}': expected size {dim}, got shape {list(got)}")
-                break
-            if isinstance(dim, str):
-                known, where = bound.setdefault(dim, (size, spec.name))
-                if known != size:
-                    faults.append(f"'{spec}': {dim} is {size} here but {known} in '{where}'")
-    return faults
 
 
 def _masked(shapes: Mapping[str, tuple[int, ...]], time_axes: Mapping[str, int | None]) -> Any:

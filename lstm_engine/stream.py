@@ -13,6 +13,7 @@ from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form, port_wo
 from .encoding import Port as PortWord
 from .engine import Layout, Runner
 from .errors import InputError, StateError, listed
+from .feeds import bind_constants, converted
 from .graph import TensorSpec
 from .passes.shapes import fold
 from .passes.states import CellState
@@ -36,13 +37,11 @@ class Stream:
     """
 
     __slots__ = (
-        "_box", "_enter_step", "_in_axes", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
-        "_runner", "_scalar", "_single", "batch", "inputs", "model", "outputs",
+        "_box", "_enter_step", "_in_axes", "_last_chunk", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
+        "_runner", "_scalar", "_single", "_step_layouts", "batch", "inputs", "model", "outputs",
     )  # fmt: skip
 
     def __init__(self, model: Model, batch: int = 1, constants: Mapping[str, Any] | None = None) -> None:
-        from .model import bind_constants
-
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch={batch!r}: expected a positive number of rows")
         graph = fold(bind_constants(model.graph, constants)) if constants else model.graph
@@ -56,6 +55,8 @@ class Stream:
         self._runner = Runner(lowered.program)
         self.inputs = tuple(_step_spec(port) for port in lowered.program.inputs)
         self.outputs = tuple(_step_spec(port) for port in lowered.program.outputs)
+        self._step_layouts = {port.name: self._layout(port, 1, True) for port in self._ports()}
+        self._last_chunk: tuple[int, dict[str, Layout]] = (-1, {})
         self._prepare_short_way()
 
     # --- one step ----------------------------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ class Stream:
     def _prepare_short_way(self) -> None:
         """The array forms a step takes as they are, and the compiled entry that checks them."""
         program = self._lowered.program
-        self._enter_step = _never_fits
+        self._enter_step: Any = _never_fits
         self._scalar: tuple[type, ...] = ()
         self._single = False
         self._in_axes, self._out_dtype = -1, np.dtype(np.float32)
@@ -99,7 +100,7 @@ class Stream:
         if len(program.inputs) != 1 or len(program.outputs) != 1 or program.hosts or program.canaries:
             return
         x, y = program.inputs[0], program.outputs[0]
-        plain = all(self._layout(p, 1, True).order is None for p in (x, y))
+        plain = all(layout.order is None for layout in self._step_layouts.values())
         small = x.dtype.itemsize in _SMALL and y.dtype.itemsize in _SMALL
         if not plain or not small or max(len(x.shape), len(y.shape)) > MOST_AXES:
             return
@@ -143,13 +144,23 @@ class Stream:
         feeds, lean = self._step_feeds(x)
         shapes = {port.name: self._result_shape(port, lean) for port in self._lowered.program.outputs}
         targets = {} if out is None else self._checked_targets(out, shapes)
-        results = self._call(feeds, 1, stepwise=True)
-        results = {name: array.reshape(shapes[name]) for name, array in results.items()}
+        results = {name: array.reshape(shapes[name]) for name, array in self._fitting_step(feeds).items()}
         if out is None:
             return next(iter(results.values())) if len(results) == 1 else results
         for name, target in targets.items():
             target[...] = results[name]
         return out
+
+    def _fitting_step(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A step with feeds of the right shapes and dtypes: the short way if there is one."""
+        if self._single:
+            result = empty(self._out_shape, self._out_dtype)
+            fault = self._enter_step(np.asarray(next(iter(feeds.values())), order="C"), result)
+            if fault == 0:
+                return {self.outputs[0].name: result}
+            if fault != NOT_FITTING:
+                raise self._runner.fault(fault)
+        return self._call(feeds, 1, stepwise=True)
 
     def _result_shape(self, port: Port, lean: bool) -> tuple[int, ...]:
         shape = _step_shape(port)
@@ -204,8 +215,6 @@ class Stream:
         return named
 
     def _fitted(self, spec: TensorSpec, value: Any) -> tuple[np.ndarray, bool]:
-        from .model import converted
-
         array = converted(spec, value)
         shape = tuple(int(d) for d in spec.shape or () if isinstance(d, int))
         if array.shape == shape:
@@ -232,8 +241,6 @@ class Stream:
         return next(iter(results.values())) if len(results) == 1 else results
 
     def _chunk_feeds(self, named: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
-        from .model import converted
-
         faults: list[str] = []
         arrays: dict[str, np.ndarray] = {}
         counts: dict[str, int] = {}
@@ -279,7 +286,7 @@ class Stream:
     def _call(self, arrays: Mapping[str, np.ndarray], steps: int, stepwise: bool) -> dict[str, np.ndarray]:
         """Run ``steps`` steps; inputs and results without time axis where ``stepwise``."""
         program, runner = self._lowered.program, self._runner
-        layouts = {port.name: self._layout(port, steps, stepwise) for port in (*program.inputs, *program.outputs)}
+        layouts = self._step_layouts if stepwise else self._chunk_layouts(steps)
         with runner.alone():
             try:
                 held = [
@@ -301,12 +308,21 @@ class Stream:
 
     def _bind_short_way(self) -> None:
         """Leave the context as the short way wants it: one step, rows of one step."""
-        program, words = self._lowered.program, self._runner.words
-        for port in (*program.inputs, *program.outputs):
-            layout = self._layout(port, 1, True)
+        words = self._runner.words
+        for port in self._ports():
+            layout = self._step_layouts[port.name]
             base = port_word(port.index, PortWord.ADDRESS)
             words[base + 1], words[base + 2] = layout.step, layout.row
         words[Context.TOTAL] = 1
+
+    def _ports(self) -> tuple[Port, ...]:
+        return (*self._lowered.program.inputs, *self._lowered.program.outputs)
+
+    def _chunk_layouts(self, steps: int) -> dict[str, Layout]:
+        """Layouts of a chunk; those of the last length are kept, as chunks mostly come in one size."""
+        if self._last_chunk[0] != steps:
+            self._last_chunk = steps, {port.name: self._layout(port, steps, False) for port in self._ports()}
+        return self._last_chunk[1]
 
     def _layout(self, port: Port, steps: int, stepwise: bool) -> Layout:
         """How a step, or a chunk of steps, of a port lies."""

@@ -314,4 +314,4 @@ def _kind_of_old_file(proto: AttributeProto) -> int:
         "graphs": AttributeProto.GRAPHS,
     }
     filled = [kind for field, kind in fields.items() if field in {f.name for f, _ in proto.ListFields()}]
-    return filled[0] if len(filled) == 1 else AttributeProto.UNDEFINED
+    return int(filled[0] if len(filled) == 1 else AttributeProto.UNDEFINED)

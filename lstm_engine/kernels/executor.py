@@ -226,7 +226,7 @@ def entry(x_bytes: int, out_bytes: int, nogil: bool) -> Callable[[int, Any, Any]
     by_size = {4: types.float32, 8: types.float64}
     x_type, out_type = (types.Array(by_size[size], MOST_AXES, "A") for size in (x_bytes, out_bytes))
     name = f"enter-{x_bytes}{out_bytes}{'-nogil' if nogil else ''}"
-    return Compiled(name, types.int64(types.int64, x_type, out_type), lambda progress: enter, nogil).load()
+    return Compiled(name, types.int64(types.int64, x_type, out_type), functools.partial(_as_it_is, enter), nogil).load()
 
 
 @functools.cache
@@ -235,21 +235,26 @@ def binder(item_bytes: int) -> Callable[[int, int, Any], int]:
     by_size = {1: types.int8, 2: types.int16, 4: types.float32, 8: types.float64}
     array_type = types.Array(by_size[item_bytes], MOST_AXES, "A")
     signature = types.int64(types.int64, types.int64, array_type)
-    return Compiled(f"bind-{item_bytes}", signature, lambda progress: bind, nogil=False).load()
+    return Compiled(f"bind-{item_bytes}", signature, functools.partial(_as_it_is, bind), nogil=False).load()
 
 
 @functools.cache
 def context_entry(nogil: bool) -> Callable[[int], int]:
     """enter_context()."""
     name = f"enter-context{'-nogil' if nogil else ''}"
-    return Compiled(name, CALL_SIGNATURE, lambda progress: enter_context, nogil).load()
+    return Compiled(name, CALL_SIGNATURE, functools.partial(_as_it_is, enter_context), nogil).load()
+
+
+def _as_it_is(function: Callable[..., Any], progress: Progress) -> Callable[..., Any]:
+    """A function that needs no building."""
+    return function
 
 
 @functools.cache
 def guards() -> tuple[Callable[[int], int], Callable[[int], int]]:
     """acquire() and give_up()."""
     made = [
-        Compiled(name, CALL_SIGNATURE, lambda progress, f=function: f, nogil=False).load()
+        Compiled(name, CALL_SIGNATURE, functools.partial(_as_it_is, function), nogil=False).load()
         for name, function in (("acquire", acquire), ("give-up", give_up))
     ]
     return made[0], made[1]

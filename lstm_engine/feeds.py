@@ -1,0 +1,74 @@
+"""What callers hand in, made into arrays of the dtypes and shapes a model declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError, listed
+from .graph import Graph, TensorSpec
+
+
+def bind_constants(graph: Graph, constants: Mapping[str, Any]) -> Graph:
+    """The graph with some inputs fixed for good.
+
+    Raises InputError for names that are no inputs or values that do not fit them.
+    """
+    specs = {spec.name: spec for spec in graph.inputs}
+    faults = [f"'{name}' is not an input" for name in constants if name not in specs]
+    if faults:
+        raise InputError(listed(f"constants= of {graph.origin} (inputs: {', '.join(specs)})", faults))
+    values = {name: converted(specs[name], value) for name, value in constants.items()}
+    kept = [spec for spec in graph.inputs if spec.name not in constants]
+    return graph.with_nodes(graph.nodes, {**graph.constants, **values}, inputs=kept)
+
+
+def converted(spec: TensorSpec, value: Any) -> np.ndarray:
+    """A feed in the input's own dtype, in native byte order.
+
+    Any real dtype becomes a float by rounding; floats to an integer input are refused, integers range-checked.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as fault:
+        raise InputError(f"input '{spec}': the feed is no rectangular array ({fault})") from fault
+    want = np.dtype(spec.dtype)
+    if array.dtype == want and array.dtype.isnative:
+        return array
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"input '{spec}': expected {want}, got {array.dtype}; feed real numbers")
+    if want.kind in "iu" and array.dtype.kind == "f":
+        raise InputError(f"input '{spec}': expected integers, got {array.dtype}; convert them where you know how")
+    if want.kind == "b" and array.dtype.kind != "b":
+        raise InputError(f"input '{spec}': expected bool, got {array.dtype}")
+    if want.kind in "iu" and array.size:
+        bounds = np.iinfo(want)
+        if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
+            raise InputError(f"input '{spec}': values {array.min()} to {array.max()} do not fit {want}")
+    with np.errstate(over="ignore"):
+        result: np.ndarray = array.astype(want)
+    return result
+
+
+def shape_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Ranks first, then sizes; named dimensions must agree with one another."""
+    faults = []
+    bound: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        if spec.name not in arrays or spec.shape is None:
+            continue
+        got = arrays[spec.name].shape
+        if len(got) != len(spec.shape):
+            faults.append(f"'{spec}': expected {len(spec.shape)} axes, got {len(got)} (shape {list(got)})")
+            continue
+        for dim, size in zip(spec.shape, got, strict=True):
+            if isinstance(dim, int) and dim != size:
+                faults.append(f"'{spec}': expected size {dim}, got shape {list(got)}")
+                break
+            if isinstance(dim, str):
+                known, where = bound.setdefault(dim, (size, spec.name))
+                if known != size:
+                    faults.append(f"'{spec}': {dim} is {size} here but {known} in '{where}'")
+    return faults
