@@ -330,13 +330,17 @@ def verify(
 ) -> None:
     """Hold a model's results against the float64 definition, and against onnxruntime where it is installed."""
     loaded = options.load(model)
-    from .report.verify import compared, onnxruntime_of, table_of
+    from .report.verify import OtherEngineError, compared, onnxruntime_of, table_of
 
     other, why_not = None, "onnxruntime runs whole .onnx files only"
     if model.suffix == ".onnx" and not options.given["constants"]:
         other, why_not = onnxruntime_of(os.fspath(model))
     with _waiting("comparing"):
-        comparisons = compared(loaded, other, seed, rounds)
+        try:
+            comparisons = compared(loaded, other, seed, rounds)
+        except OtherEngineError as fault:
+            other, why_not = None, str(fault)
+            comparisons = compared(loaded, other, seed, rounds)
     _console().print(table_of(comparisons))
     if other is None:
         _say(f"not compared with onnxruntime: {why_not}")
@@ -607,7 +611,7 @@ def generate(
     tokens = generated(opened, start, max_tokens=max_tokens, sampler=sampler, stop=ends)
     printer = _Printer(" " if ids else "")
     try:
-        printer.show(text if echo else "")
+        printer.show(" ".join(map(str, start)) if echo and ids else text if echo else "")
         first = _first_of(tokens) if len(text) > _LONG_PROMPT else []
         printer.show_all(chain(first, tokens))
     finally:

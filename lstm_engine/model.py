@@ -23,7 +23,7 @@ from .passes.modernise import modernise
 from .passes.shapes import fold
 from .passes.states import without_zero_states
 from .program.packing import Store
-from .program.plan import Lowered, Streamable, element_type, find_states, lower_run, lower_stream
+from .program.plan import Lowered, Streamable, capacity, element_type, find_states, lower_run, lower_stream
 from .program.program import Port
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Model:
         """The program for these shapes; one serves any number of steps where the model looks only back."""
         exact = tuple(sorted(shapes.items()))
         with self._lock:
-            for key in (exact, *self._open_keys(shapes)):
+            for key in (exact, *self._shared_keys(shapes)):
                 if key in self._programs:
                     self._programs.move_to_end(key)
                     return self._programs[key]
@@ -228,7 +228,7 @@ class Model:
             lowered = lower_run(self.graph, shapes, self.store, self.element)
         except ModelFormatError as fault:  # the file fits itself (load saw to that), so it is the feeds that do not
             raise InputError(f"feeds of {self.graph.origin} do not fit the network: {fault}") from fault
-        key = _masked(shapes, lowered.time_axes) if lowered.program.causal else exact
+        key = _shared_key(shapes, lowered) if lowered.any_steps else exact
         with self._lock:
             self._programs[key] = lowered, []
             while len(self._programs) > _MOST_PROGRAMS:
@@ -236,14 +236,15 @@ class Model:
                 self._calls.clear()
             return self._programs[key]
 
-    def _open_keys(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Any]:
-        axes = {tuple(sorted(low.time_axes.items())) for low, _ in self._programs.values() if low.program.causal}
+    def _shared_keys(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Any]:
+        """Keys of programs that serve several numbers of steps, these among them."""
         keys = []
-        for each in axes:
-            time_axes = dict(each)
-            steps = {shapes[name][axis] for name, axis in time_axes.items() if axis is not None}
-            if len(steps) == 1:
-                keys.append(_masked(shapes, time_axes))
+        for lowered, _ in self._programs.values():
+            counts = {shapes[name][axis] for name, axis in lowered.time_axes.items() if axis is not None}
+            steps = counts.pop() if len(counts) == 1 else 1
+            room = lowered.program.causal or capacity(steps) == lowered.program.block
+            if lowered.any_steps and steps > 1 and room:
+                keys.append(_shared_key(shapes, lowered))
         return keys
 
     def _known_call(self, feeds: Any, outputs: Sequence[str] | None) -> Call | None:
@@ -338,12 +339,13 @@ class Call:
         return {name: layout.settled(array) for name, layout, array in made}
 
 
-def _masked(shapes: Mapping[str, tuple[int, ...]], time_axes: Mapping[str, int | None]) -> Any:
-    """Shapes as a key in which the number of steps does not count."""
-    return tuple(
-        (name, tuple(None if index == time_axes.get(name) else size for index, size in enumerate(shape)))
+def _shared_key(shapes: Mapping[str, tuple[int, ...]], lowered: Lowered) -> Any:
+    """Shapes as a key in which the number of steps does not count, but for the room the program has."""
+    masked = tuple(
+        (name, tuple(None if index == lowered.time_axes.get(name) else size for index, size in enumerate(shape)))
         for name, shape in sorted(shapes.items())
     )
+    return masked, None if lowered.program.causal else lowered.program.block
 
 
 def fingerprint(graph: Graph) -> str:

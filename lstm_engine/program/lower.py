@@ -58,7 +58,7 @@ class Plan:
 
     causal: bool
     streamed: bool
-    block: int  # steps of a block; a whole program's exact number of steps
+    block: int  # steps there is room for at a time
 
 
 def block_steps(batch: int) -> int:
@@ -175,7 +175,7 @@ class Lowering:
             physical, timed = physical[:1], False
         if batched and (physical == physical[:, :1]).all():
             physical, batched = physical[:, :1], False
-        if timed and self.plan.causal:
+        if timed and (self.plan.causal or self.plan.block != self.steps):
             raise StreamingError(
                 f"{self.label}: constant '{name}' differs from step to step, so the model needs the whole sequence"
             )

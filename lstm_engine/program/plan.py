@@ -26,30 +26,45 @@ Shapes = Mapping[str, tuple[int, ...]]
 #: Sizes that stand in for dimensions a file leaves open: primes, so that none is taken for another.
 PROBES: Final = (7, 3, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
 OTHER_STEPS: Final = 4  # a second number of steps: probe + this
+SMALLEST_CAPACITY: Final = 16  # steps
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A program and, for each input, the axis that is time in it."""
+    """A program and, for each input, the axis that is time in it.
+
+    ``any_steps``: it serves other numbers of steps than it was lowered at: all if it is causal, else up to its block.
+    """
 
     program: Program
     time_axes: Mapping[str, int | None]
+    any_steps: bool
+
+
+def capacity(steps: int) -> int:
+    """Room for steps in a program that needs them all at once: few sizes, so that few programs serve all lengths."""
+    return max(SMALLEST_CAPACITY, 1 << (steps - 1).bit_length())
 
 
 def lower_run(graph: Graph, shapes: Shapes, store: Store, element: str) -> Lowered:
-    """A program for whole sequences: block by block where the model looks only back, else of exactly these shapes."""
+    """A program for whole sequences.
+
+    Block by block where the model looks only back; else with room for up to capacity() steps; else, where the network
+    itself depends on the number of steps, for exactly these shapes.
+    """
     known = specialise(graph, shapes)
     roles = assign_roles(graph, known)
     time_axes = {spec.name: roles.axis_of(spec.name, roles.time) for spec in graph.inputs}
+    steps = roles.size(roles.time)
     if roles.time:
-        try:
-            program = _independent_of_steps(graph, shapes, time_axes, store, element, streamed=False)
-        except (StreamingError, ModelFormatError, UnsupportedModelError):
-            program = None
-        if program is not None:
-            return Lowered(program, time_axes)
-    plan = Plan(causal=False, streamed=False, block=roles.size(roles.time))
-    return Lowered(Lowering(graph, known, plan, store, element).lower({}), time_axes)
+        batch = roles.size(roles.batch)
+        for plan in (Plan(True, False, block_steps(batch)), Plan(False, False, capacity(steps))):
+            with suppress(StreamingError, ModelFormatError, UnsupportedModelError):
+                program = _independent_of_steps(graph, shapes, time_axes, store, element, plan, {})
+                if program is not None:
+                    return Lowered(program, time_axes, True)
+    program = Lowering(graph, known, Plan(False, False, steps), store, element).lower({})
+    return Lowered(program, time_axes, False)
 
 
 def _independent_of_steps(
@@ -58,25 +73,18 @@ def _independent_of_steps(
     time_axes: Mapping[str, int | None],
     store: Store,
     element: str,
-    streamed: bool,
-    states: Mapping[str, str] | None = None,
+    plan: Plan,
+    states: Mapping[str, str],
 ) -> Program | None:
-    """A causal program, or None if lowering for another number of steps gives a different one."""
+    """A program for any number of steps, or None if lowering for another number gives a different one."""
     longer = {
         name: tuple(size + OTHER_STEPS if index == time_axes[name] else size for index, size in enumerate(shape))
         for name, shape in shapes.items()
     }
-    programs = []
-    for each in (shapes, longer):
-        known = specialise(graph, each)
-        plan = Plan(True, streamed, block_steps(_batch(graph, known)))
-        programs.append(Lowering(graph, known, plan, store, element).lower(states or {}))
-    return programs[0] if programs[0].structure() == programs[1].structure() else None
-
-
-def _batch(graph: Graph, known: Specialised) -> int:
-    roles = assign_roles(graph, known)
-    return roles.size(roles.batch)
+    one, other = (
+        Lowering(graph, specialise(graph, each), plan, store, element).lower(states) for each in (shapes, longer)
+    )
+    return one if one.structure() == other.structure() else None
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,8 @@ def lower_stream(
     states = {pair.input: pair.output for pair in pairs if not pair.cells}
     shapes = {spec.name: shapes[spec.name] for spec in inner.inputs}
     if roles.time and _open(graph, time_axes):
-        program = _independent_of_steps(inner, shapes, time_axes, store, element, streamed=True, states=states)
+        plan = Plan(True, True, block_steps(batch))
+        program = _independent_of_steps(inner, shapes, time_axes, store, element, plan, states)
         if program is None:
             raise StreamingError(f"{graph.origin}: what it computes depends on the number of steps")
     else:

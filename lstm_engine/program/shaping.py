@@ -111,7 +111,7 @@ def take(low: Lowering, source: str, result: str, axis: int, first: int, count: 
 
 
 def _take_step(low: Lowering, rows: Rows, result: str, first: int, count: int, size: int) -> Rows:
-    """One step: in a stream every step is the last so far; in a causal run the last of the last block."""
+    """One step: in a stream every step is the last so far; in a run block by block the last of the last block."""
     if count != 1:
         raise NoInstructionError("it takes several steps")
     if not rows.timed:
@@ -121,6 +121,7 @@ def _take_step(low: Lowering, rows: Rows, result: str, first: int, count: int, s
             raise NoInstructionError("it takes a step other than the last")
         if low.plan.streamed:
             return rows
+    if first == size - 1:
         last = low.new_rows(result, False, rows.batched, rows.width, rows.dtype)
         low.copy(rows, last, last=True)
         return last

@@ -119,7 +119,7 @@ def _number(kind: Callable[[str], float], field: str, index: int) -> float:
 
 def _shaped(spec: TensorSpec, values: Any) -> Any:
     """Values in the shape of a step's input, if there are as many; else as they are, for the stream to refuse."""
-    from ..model import converted
+    from ..feeds import converted
 
     array = converted(spec, values)
     return array.reshape(_sizes(spec)) if array.size == _size(spec) else array

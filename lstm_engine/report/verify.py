@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import reference
-from ..errors import LstmEngineError
 from ..program.plan import probe_shapes
 
 if TYPE_CHECKING:
@@ -25,6 +24,10 @@ Feeds = Mapping[str, np.ndarray]
 TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-6, "float64": 1e-12}
 _SEQUENCE_LENGTHS: Final = 4  # which input of a recurrent operator they are
 _MOVES: Final = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+
+class OtherEngineError(Exception):
+    """The engine compared with cannot run the model; that says nothing about ours."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ def compared(
 ) -> list[Comparison]:
     """The model against its definition on random feeds, the worst of all rounds by output.
 
-    ``other``: another engine to show beside it. Raises what running the model or its definition raises.
+    ``other``: another engine to show beside it.
+
+    Raises OtherEngineError if that one fails, and what running the model or its definition raises.
     """
     draw = np.random.default_rng(seed)
     shapes = probe_shapes(model.graph)
@@ -149,7 +154,7 @@ def onnxruntime_of(path: str) -> tuple[Callable[[Feeds], Mapping[str, np.ndarray
         try:
             results = session.run(gives, {name: value for name, value in feeds.items() if name in takes})
         except Exception as fault:
-            raise LstmEngineError(f"onnxruntime failed: {_first_line(fault)}") from fault
+            raise OtherEngineError(f"onnxruntime fails to run it: {_first_line(fault)}") from fault
         return dict(zip(gives, results, strict=True))
 
     return run, ""
