@@ -357,20 +357,17 @@ def warm_up(
     """Compile ahead of time what the first use of any model would compile."""
     from .kernels import executor
     from .machine import CACHE_KNOB, cache_folder
+    from .report.rehearsal import rehearse
 
     folder = cache_folder()
     if folder is None:
-        _fail(
-            f"there is nowhere to keep compiled code: {CACHE_KNOB.name} turns its cache off, or there is no home folder"
-        )
+        _fail(f"nowhere to keep compiled code: {CACHE_KNOB.name} turns the cache off, or there is no home folder")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     elements = ["float32", *(["float64"] if float64 else [])]
     for element in elements:
         _compile(element)
-    with _waiting("compiling the ways in"):
-        for nogil in (True, False):
-            executor.context_entry(nogil)
-            for x_bytes, out_bytes in [(4, 4), (8, 4), *([(8, 8)] if float64 else [])]:
-                executor.entry(x_bytes, out_bytes, nogil)
+        with _waiting(f"using {element} for the first time"):
+            rehearse(element)
     missing = [e for e in elements if (path := executor.executor(e).path) is None or not path.is_file()]
     if missing:
         _fail(f"compiled for {', '.join(missing)}, but {folder} could not be written, or others can write to it")

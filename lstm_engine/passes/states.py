@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,8 @@ _MOVES: Final = frozenset({
     "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
     "Unsqueeze",
 })  # fmt: skip
+#: States are looked for among inputs of at most this many elements.
+MOST_ELEMENTS: Final = 1 << 22
 #: Index of the initial state among a recurrent node's inputs, of the final one among its outputs.
 SLOTS: Final[Mapping[str, tuple[int, int]]] = {"h": (5, 1), "c": (6, 2)}
 
@@ -99,21 +102,21 @@ def _follow_elements(
     final: dict[tuple[str, str], np.ndarray] = {}
     for spec in graph.inputs:
         shape = known.shapes[spec.name]
-        numbers[spec.name] = (spec.name, np.arange(np.prod(shape, dtype=np.int64)).reshape(shape))
+        if prod(shape) <= MOST_ELEMENTS:
+            numbers[spec.name] = (spec.name, np.arange(prod(shape)).reshape(shape))
     next_number = 0
     for node in graph.nodes:
         if node.op in ("LSTM", "GRU", "RNN"):
             for slot, (_, index) in SLOTS.items():
                 name = node.output(index)
-                if name:
+                if name and prod(known.shapes[name]) <= MOST_ELEMENTS:
                     shape = known.shapes[name]
-                    count = int(np.prod(shape))
+                    count = prod(shape)
                     numbers[name] = ("", np.arange(next_number, next_number + count).reshape(shape))
                     final[node_key(node), slot] = numbers[name][1]
                     next_number += count
         elif node.op in _MOVES:
-            moved = _moved(node, numbers, known)
-            numbers |= moved
+            numbers |= _moved(node, numbers, known)
     return numbers, final
 
 
@@ -123,7 +126,8 @@ def _moved(
     data = node.inputs if node.op == "Concat" else node.inputs[:1]
     sources = {numbers[name][0] if name in numbers else None for name in data}
     others = [name for name in node.inputs if name and name not in data]
-    if len(sources) != 1 or None in sources or any(name not in known.values for name in others):
+    large = any(prod(known.shapes[name]) > MOST_ELEMENTS for name in node.outputs if name)
+    if large or len(sources) != 1 or None in sources or any(name not in known.values for name in others):
         return {}
     arrays = [numbers[name][1] if name in data else known.values[name] if name else None for name in node.inputs]
     if node.op == "Cast":

@@ -32,6 +32,9 @@ from .validate import TAIL, validate
 BLOCK_ROWS: Final = 64
 MOST_STEPS: Final = 32
 FEWEST_STEPS: Final = 4
+#: Bounds of an arena: this many bytes, or in a run this many times the bytes fed.
+MOST_BYTES: Final = 1 << 30
+MOST_BYTES_PER_BYTE_FED: Final = 1024
 
 
 class NoInstructionError(Exception):
@@ -374,6 +377,7 @@ class Lowering:
         others = [buffer for buffer in self.buffers if not buffer.persistent and buffer.first >= 0]
         end = place(others, start + gap, gap)
         canaries = tuple(buffer.offset + buffer.size for buffer in others) if gap else ()
+        self._check_size(end)
         code = np.stack([instruction.encoded() for instruction in self.instructions])
         program = Program(
             element=self.dtype.name,
@@ -404,6 +408,17 @@ class Lowering:
         )
         validate(program)
         return program
+
+    def _check_size(self, arena_bytes: int) -> None:
+        """No file may ask for buffers out of all proportion to what is fed."""
+        fed = sum(prod(self.shape(s.name)) * np.dtype(s.dtype).itemsize for s in self.graph.inputs)
+        limit = MOST_BYTES if self.plan.streamed else max(MOST_BYTES, MOST_BYTES_PER_BYTE_FED * fed)
+        if arena_bytes > limit:
+            largest = max(self.buffers, key=lambda buffer: buffer.size)
+            raise UnsupportedModelError(
+                f"{self.graph.origin}: its buffers would take {arena_bytes} bytes, {largest.size} of them for "
+                f"'{largest.name}'; the limit is {limit}"
+            )
 
     def _touch(self) -> None:
         """Lifetimes: instructions count by index, host calls as the HALT before them."""
