@@ -11,6 +11,7 @@ import json
 import math
 import operator
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -300,7 +301,7 @@ def generate(
     start = writer.prompt_ids(prompt)
     stop_ids, stop_texts = _stops(stop, writer.vocabulary, as_text)
     ids = writer.tokens(start, stop_ids)
-    limited = ids if max_tokens is None else islice(ids, int(max_tokens))
+    limited = ids if max_tokens is None else islice(ids, min(int(max_tokens), sys.maxsize))
     if writer.vocabulary is None or not as_text:
         return limited
     return _text_until(map(writer.vocabulary.text, limited), stop_texts)

@@ -79,9 +79,9 @@ def _structural_pairs(graph: Graph, known: Specialised) -> Iterator[StatePair]:
     numbers, final = _follow_elements(graph, known)
     for spec in graph.inputs:
         cells = tuple(_cells_fed_by(graph, numbers, spec.name))
-        covered = np.concatenate([cell.elements.ravel() for cell in cells]) if cells else np.empty(0, np.int64)
-        size = int(np.prod(known.shapes[spec.name]))
-        if size == 0 or not np.array_equal(np.sort(covered), np.arange(size)):
+        size = prod(known.shapes[spec.name])
+        covered = np.sort(np.concatenate([np.empty(0, np.int64), *(cell.elements.ravel() for cell in cells)]))
+        if size == 0 or covered.size != size or not np.array_equal(covered, np.arange(size)):
             continue
         for result in graph.outputs:
             if known.shapes.get(result.name) == known.shapes[spec.name] and _returns(

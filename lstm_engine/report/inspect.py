@@ -17,7 +17,7 @@ from rich.text import Text
 from ..encoding import Opcode, port_word
 from ..encoding import Port as PortWord
 from ..engine import BYTES_PER_SECOND, OPERATIONS_PER_SECOND, Runner
-from ..errors import LstmEngineError, StreamingError
+from ..errors import LstmEngineError, ModelFormatError
 from ..generation import Vocabulary, score_meaning
 from ..program.plan import lower_run, probe_shapes
 from ..program.program import HostCall, Instruction, Program
@@ -41,9 +41,7 @@ def described(model: Model, batch: int = 1, timed: bool = False) -> dict[str, An
     """A model and its program as values that JSON can hold.
 
     ``batch``: rows of the stream whose program is shown. ``timed``: measure each instruction's time instead of
-    estimating it.
-
-    Raises UnsupportedModelError for a model that cannot be lowered at all.
+    estimating it. What cannot be lowered, or a vocabulary that cannot be used, is part of the description.
     """
     lowering = _lowered(model, batch)
     return {**_described_model(model), **_described_streaming(lowering), "program": _described_program(lowering, timed)}
@@ -52,7 +50,7 @@ def described(model: Model, batch: int = 1, timed: bool = False) -> dict[str, An
 def _lowered(model: Model, batch: int) -> _Lowering:
     try:
         return _Lowering(model.streamable(model.graph, batch).program, True, "")
-    except StreamingError as fault:
+    except LstmEngineError as fault:
         why_not = str(fault)
     try:
         lowered = lower_run(model.graph, probe_shapes(model.graph), model.store, model.element)
@@ -84,7 +82,10 @@ def _described_spec(spec: Any) -> dict[str, Any]:
 
 
 def _described_vocabulary(model: Model) -> dict[str, Any] | None:
-    vocabulary = Vocabulary.of(model)
+    try:
+        vocabulary = Vocabulary.of(model)
+    except ModelFormatError as fault:
+        return {"fault": str(fault)}
     if vocabulary is None:
         return None
     special = {"unknown": vocabulary.unknown, "boundary": vocabulary.boundary}
@@ -237,7 +238,7 @@ def shown(description: Mapping[str, Any]) -> RenderableType:
 def _summary(description: Mapping[str, Any]) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column()
     for name, value in _summary_rows(description):
         table.add_row(name, Text(value))
     return table
@@ -266,6 +267,8 @@ def _spec_line(spec: Mapping[str, Any]) -> str:
 
 
 def _vocabulary_line(vocabulary: Mapping[str, Any]) -> str:
+    if "fault" in vocabulary:
+        return f"unusable: {vocabulary['fault']}"
     parts = [f"{vocabulary['tokens']} tokens"]
     parts += [f"unit {vocabulary['unit']}"] if vocabulary["unit"] else []
     parts += [f"{name} {vocabulary[name]!r}" for name in ("unknown", "boundary") if vocabulary[name] is not None]
