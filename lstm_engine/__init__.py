@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         StreamingError,
         UnsupportedModelError,
     )
-    from .generate import Sampler, generate
+    from .generation import Sampler, generate
     from .graph import TensorSpec
     from .model import Model, load
     from .session import InferenceSession
@@ -37,14 +37,14 @@ _HOMES = {
     "LstmEngineError": "errors",
     "Model": "model",
     "ModelFormatError": "errors",
-    "Sampler": "generate",
+    "Sampler": "generation",
     "State": "state",
     "StateError": "errors",
     "Stream": "stream",
     "StreamingError": "errors",
     "TensorSpec": "graph",
     "UnsupportedModelError": "errors",
-    "generate": "generate",
+    "generate": "generation",
     "load": "model",
 }
 __all__ = [

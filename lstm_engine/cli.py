@@ -430,16 +430,19 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    """Raise InputError if no file can be written at ``path``: better before long work than after it."""
+    """Raise InputError if no file can be put at ``path``: better before long work than after it."""
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: cannot be written{': it is a folder' if path.is_dir() else ''}")
+    if path.exists() and not path.is_file():  # putting a file in its place would take a device away
+        raise InputError(f"{path}: is no plain file, so it is not written to")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: the folder {path.parent} cannot be written to")
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes ``path``'s place once it is whole."""
+    """A file that takes ``path``'s place, or that of the file which a link there points at, once it is whole."""
+    path = path.resolve()
     _check_folder(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

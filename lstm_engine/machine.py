@@ -30,7 +30,11 @@ CACHE_KNOB: Final = Knob(
     "folder for compiled code; 'off' compiles anew in every process",
     "the user's cache folder (XDG_CACHE_HOME, ~/Library/Caches, %LOCALAPPDATA%)",
 )
-DEBUG_KNOB: Final = Knob("LSTM_ENGINE_DEBUG", "'1' puts canaries between buffers and checks them after each call", "0")
+DEBUG_KNOB: Final = Knob(
+    "LSTM_ENGINE_DEBUG",
+    "'1' puts canaries between buffers, checked after each call, and shows tracebacks on the command line",
+    "0",
+)
 KNOBS: Final[Mapping[str, Knob]] = MappingProxyType({knob.name: knob for knob in (CACHE_KNOB, DEBUG_KNOB)})
 
 

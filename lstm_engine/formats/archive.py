@@ -221,9 +221,11 @@ def write_archive(path: str | os.PathLike[str], texts: Mapping[str, Any], arrays
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(draft, target)
-    except BaseException:
+    except BaseException as fault:
         with suppress(OSError):
             os.unlink(draft)
+        if isinstance(fault, OSError) and fault.filename == draft:  # name the file the caller knows of
+            raise type(fault)(fault.errno, fault.strerror, target) from fault
         raise
 
 
