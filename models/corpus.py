@@ -15,6 +15,7 @@ import ast
 import hashlib
 import inspect
 import random
+import re
 import sysconfig
 from collections import Counter
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ MINIMUM_DOCUMENT = 200  # characters; shorter documents say little
 TELLING_LINE = 30  # characters
 MAXIMUM_REPEAT = 0.1  # of a document's telling lines may stand in another; else it is left out
 MINIMUM_COUNT = 20  # a character seen less often in the training text is unknown
+MAXIMUM_INDENT = 20
+GRID, GAP = re.compile(r"\+[-=]|\|"), re.compile(" {3,}")
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -145,6 +148,20 @@ def documents() -> list[str]:
     return distinct([text for text in topics() + modules() if len(text) >= MINIMUM_DOCUMENT])
 
 
+def plain(text: str) -> str:
+    """The text without drawn tables, and with no long runs of spaces.
+
+    A model of characters cannot count them, and once it writes one it does not find its way out.
+    """
+    lines = []
+    for line in text.split("\n"):
+        words = line.lstrip(" ")
+        if not GRID.match(words):
+            indent = min(len(line) - len(words), MAXIMUM_INDENT)
+            lines.append(" " * indent + GAP.sub("  ", words))
+    return "\n".join(lines)
+
+
 def split(seed: int = 0, valid: float = 0.03, heldout: float = 0.06) -> Split:
     """Share the documents out at random, by the part of the text that each group shall have."""
     texts = documents()
@@ -154,7 +171,8 @@ def split(seed: int = 0, valid: float = 0.03, heldout: float = 0.06) -> Split:
     for group, share in zip(groups, (heldout, valid), strict=True):
         while sum(map(len, group)) < share * total:
             group.append(texts.pop())
-    return Split(train=texts, heldout=groups[0], valid=groups[1])
+    heldouts, valids = groups
+    return Split(*([plain(text) for text in group] for group in (texts, valids, heldouts)))
 
 
 def vocabulary(texts: list[str]) -> list[str]:

@@ -28,11 +28,10 @@ import common  # noqa: E402
 import corpus  # noqa: E402
 
 NAMES = {"inputs": ["tokens", "h0", "c0"], "outputs": ["logits", "hn", "cn"]}
-TEMPERATURES, SAMPLE_LENGTH = (0.5, 0.8), 1200
+TEMPERATURES, SAMPLE_LENGTH = (0.6, 0.8), 1200
 EMBEDDING, HIDDEN, LAYERS, DROPOUT = 64, 256, 2, 0.2
 BATCH, STEPS = 32, 128
 PEAK_RATE, LAST_RATE, WARM_UP = 3e-3, 1e-5, 200
-FORGET = 0.02  # of the streams lose their state after each piece
 VALIDATE_EVERY = 120.0  # seconds
 
 State = tuple[Tensor, Tensor]
@@ -78,14 +77,37 @@ def streams(ids: Tensor, batch: int) -> Tensor:
     return ids[: length * batch].view(batch, length)
 
 
-def chunks(texts: list[str], tokens: list[str], epochs: torch.Generator) -> Iterator[Tensor]:
-    """Consecutive pieces of the training text, for ever; every epoch in a new order."""
+def shuffled(texts: list[str], tokens: list[str], seed: int) -> Iterator[Tensor]:
+    """The documents' tokens, for ever, every epoch in a new order."""
+    dice, ids = torch.Generator().manual_seed(seed), [
+        torch.tensor(corpus.encode([text], tokens)) for text in texts]
     while True:
-        order = torch.randperm(len(texts), generator=epochs).tolist()
-        ids = torch.tensor(corpus.encode([texts[i] for i in order], tokens))
-        rows = streams(ids, BATCH)
-        for start in range(0, rows.shape[1] - STEPS - 1, STEPS):
-            yield rows[:, start : start + STEPS + 1]
+        for i in torch.randperm(len(ids), generator=dice):
+            yield ids[i]
+
+
+def reader(queue: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """One stream's pieces, and whether a document begins with them.
+
+    The last piece of a document is filled up with the start of the next one, so the model sees
+    what follows a boundary; then that document is read from its start.
+    """
+    document = next(queue)
+    while True:
+        following = next(queue)
+        text = torch.cat([document, following[1:]])
+        for start in range(0, len(document) - 1, STEPS):
+            yield text[start : start + STEPS + 1], start == 0
+        document = following
+
+
+def pieces(texts: list[str], tokens: list[str], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A batch of streams' next pieces, and 0 where the state begins anew, else 1."""
+    queue = shuffled(texts, tokens, seed)
+    readers = [reader(queue) for _ in range(BATCH)]
+    while True:
+        rows, starts = zip(*(next(reader) for reader in readers), strict=True)
+        yield torch.stack(rows), 1 - torch.tensor(starts).float()[None, :, None]
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -107,9 +129,9 @@ def bits(model: CharacterModel, ids: Tensor, batch: int = 1, steps: int = 1024) 
     return total / count / math.log(2)
 
 
-def rate_at(part: float, step: int) -> float:
+def rate_at(part: float, step: int, peak: float) -> float:
     """The learning rate after a part of the time budget: warm-up, then a cosine."""
-    cosine = LAST_RATE + (PEAK_RATE - LAST_RATE) * (1 + math.cos(math.pi * min(part, 1))) / 2
+    cosine = LAST_RATE + (peak - LAST_RATE) * (1 + math.cos(math.pi * min(part, 1))) / 2
     return cosine * min(1.0, (step + 1) / WARM_UP)
 
 
@@ -139,30 +161,28 @@ def train_step(
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.item(), forget_some((hn.detach().float(), cn.detach().float()))
-
-
-def forget_some(state: State) -> State:
-    """The state with a few streams begun anew, so that the model also knows an empty state."""
-    kept = (torch.rand(1, BATCH, 1) >= FORGET).float()
-    return state[0] * kept, state[1] * kept
+    return loss.item(), (hn.detach().float(), cn.detach().float())
 
 
 def train(
     model: CharacterModel, parts: corpus.Split, tokens: list[str], record: Record,
-    minutes: float, checkpoint: Path,
+    minutes: float, rate: float,
+    checkpoint: Path,
 ) -> None:
     """Train for a wall-clock budget and leave the best state in the checkpoint."""
     valid = torch.tensor(corpus.encode(parts.valid, tokens))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, fused=True)
-    pieces = chunks(parts.train, tokens, torch.Generator().manual_seed(record.seed))
+    batches = pieces(parts.train, tokens, record.seed + len(record.history))
     before, begin, looked = record.minutes, time.monotonic(), time.monotonic()
     state, mean, step, part = zero_state(BATCH), 0.0, 0, 0.0
+    record.valid_bits = bits(model, valid, batch=8)
+    save(checkpoint, model, tokens, record)
     while part < 1:
         part = (time.monotonic() - begin) / (60 * minutes)
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(part, step)
-        loss, state = train_step(model, optimizer, next(pieces), state)
+            group["lr"] = rate_at(part, step, rate)
+        piece, kept = next(batches)
+        loss, state = train_step(model, optimizer, piece, (state[0] * kept, state[1] * kept))
         mean = loss if step == 0 else 0.99 * mean + 0.01 * loss
         record.characters += BATCH * STEPS
         step += 1
@@ -297,6 +317,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=75, help="time to train (0: only export)")
     parser.add_argument("--out", type=Path, default=HERE / "char.onnx", help="the file to write")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=PEAK_RATE, help="the highest learning rate")
     parser.add_argument("--checkpoint", type=Path, default=Path("char-checkpoint.pt"))
     parser.add_argument("--card", type=Path, default=HERE / "README.md", help="to write figures in")
     parser.add_argument("--from-checkpoint", type=Path, help="start from this state")
@@ -315,7 +336,8 @@ def main() -> None:
         tokens, record = corpus.vocabulary(parts.train), Record(seed=options.seed)
         model = CharacterModel(len(tokens))
     if options.minutes > 0:
-        train(model, parts, tokens, record, options.minutes, options.checkpoint)
+        train(model, parts, tokens, record, options.minutes, options.rate,
+              options.checkpoint)
         model, tokens, record = restore(options.checkpoint)
     export(model, tokens, options.out)
     if options.card:

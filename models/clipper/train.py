@@ -187,6 +187,12 @@ def quality(model: Clipper, past: Signals, heldout: Signals) -> str:
     return common.table(["error to signal, dB", "all", *circuit.KINDS], rows)
 
 
+def rest(model: Clipper) -> float:
+    """The largest output in volts in silence, a second after the start."""
+    out = play(model, np.zeros((1, 2 * circuit.RATE), np.float32))
+    return float(np.abs(out[:, circuit.RATE :]).max())
+
+
 # --- export and card --------------------------------------------------------------------------
 
 
@@ -200,7 +206,7 @@ def export(model: Clipper, path: Path) -> None:
                       output_names=NAMES["outputs"], dynamic_axes=axes)
     common.finish(path, {
         "task": "follow a diode clipper (RC low-pass, two antiparallel diodes)",
-        "sample_rate": str(circuit.RATE), "license": "the project's; the data is synthetic"})
+        "sample_rate": str(circuit.RATE), "license": "Apache-2.0; the data is synthetic"})
 
 
 def verify(path: Path, model: Clipper, x: np.ndarray) -> float:
@@ -221,6 +227,7 @@ def figures(
         "### File", common.file_facts(path), common.interface(path),
         f"Largest difference from PyTorch in onnxruntime: {verify(path, model, heldout[0]):.1e}.",
         "### Quality on held-out signals", quality(model, past, heldout),
+        f"In silence the output rests at {1000 * rest(model):.1f} mV from zero.",
         "### Training",
         f"{len(past[0])} signals of {SECONDS:g} s to train on, {len(heldout[0])} held out, seed "
         f"{record.seed}. {record.minutes:g} minutes of one core, {record.samples / 1e6:.0f} "
