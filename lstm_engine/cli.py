@@ -110,6 +110,11 @@ def _reason(fault: Exception) -> str:
 
 def _fail(why: str) -> NoReturn:
     _say(f"lstm-engine: {why}")
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk: the interpreter would try again at its end, and say so a second time
+            _forget_stdout()
     raise typer.Exit(1)
 
 

@@ -24,6 +24,12 @@ ENGINE_DOMAIN = "lstm_engine"
 UNKNOWN_DTYPE = np.dtype("V")
 
 
+def native(dtype: Any) -> np.dtype[Any]:
+    """A number type in this machine's byte order, as NumPy's one object of it (machine code knows types by address)."""
+    known: np.dtype[Any] = np.dtype(np.dtype(dtype).type)
+    return known
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name, dtype and shape of an input or output.

@@ -21,6 +21,7 @@ from typing import IO, Any, Final
 import numpy as np
 
 from ..errors import ModelFormatError, listed
+from ..graph import native
 from .source import Source
 
 MAX_MEMBERS: Final = 100_000
@@ -172,7 +173,7 @@ def _read_npy(stream: IO[bytes], size: int, subject: str) -> np.ndarray:
     if len(data) != count * dtype.itemsize:
         raise ModelFormatError(f"{subject} is cut short")
     values = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-    return values.astype(dtype.newbyteorder("="), copy=False)
+    return values.astype(native(dtype), copy=False)
 
 
 def _npy_header(stream: IO[bytes], subject: str) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:

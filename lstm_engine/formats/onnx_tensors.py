@@ -14,6 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from ..errors import ModelFormatError, UnsupportedModelError
+from ..graph import native
 
 #: Element types the engine takes, little-endian as ONNX stores raw data. bfloat16 travels as its bits.
 STORED: Final[dict[int, np.dtype[Any]]] = {
@@ -57,8 +58,7 @@ def element_dtype(data_type: int, subject: str) -> np.dtype[Any]:
     if data_type == TensorProto.BFLOAT16:
         return np.dtype(np.float32)
     if data_type in STORED:
-        native: np.dtype[Any] = STORED[data_type].newbyteorder("=")
-        return native
+        return native(STORED[data_type])
     if data_type == TensorProto.UNDEFINED or data_type not in TensorProto.DataType.values():
         raise ModelFormatError(f"{subject}: {data_type} is no ONNX element type")
     raise UnsupportedModelError(f"{subject}: element type {TensorProto.DataType.Name(data_type)} is not implemented")
@@ -121,8 +121,8 @@ def _from_typed_field(tensor: TensorProto, stored: np.dtype[Any], count: int, su
         )
     values = np.fromiter(items, item, needed)
     if stored.kind == "c":
-        return values.view(stored.newbyteorder("="))
-    narrow = values.astype(np.uint16 if tensor.data_type in BIT_PATTERNS else stored.newbyteorder("="))
+        return values.view(native(stored))
+    narrow = values.astype(np.uint16 if tensor.data_type in BIT_PATTERNS else native(stored))
     if values.dtype.kind in "iu" and not np.array_equal(narrow.astype(values.dtype), values):
         raise ModelFormatError(f"{subject}: values in {field} are outside the range of {_type_name(tensor)}")
     return narrow.view(np.float16) if tensor.data_type == TensorProto.FLOAT16 else narrow

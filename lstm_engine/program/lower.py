@@ -18,7 +18,7 @@ import numpy as np
 
 from ..encoding import Copy, Opcode
 from ..errors import StreamingError, UnsupportedModelError
-from ..graph import Graph, Node, TensorSpec
+from ..graph import Graph, Node, TensorSpec, native
 from ..machine import debugging
 from ..passes.axes import ELEMENTWISE, Axes, RowForm, assign_roles
 from ..passes.shapes import Specialised
@@ -455,7 +455,7 @@ class Lowering:
         return Port(
             spec.name,
             index,
-            self.known.dtypes[spec.name],
+            native(self.known.dtypes[spec.name]),
             self.shape(spec.name),
             time,
             batch,

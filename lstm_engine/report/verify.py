@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..model import Model
 
 Feeds = Mapping[str, np.ndarray]
-#: Largest error allowed, as a part of the greatest value (at least 1), by the type the model computes in.
+#: Largest error allowed, as a part of the range of the values (at least 1), by the type the model computes in.
 TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-6, "float64": 1e-12}
 _SEQUENCE_LENGTHS: Final = 4  # which input of a recurrent operator they are
 _MOVES: Final = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -109,9 +109,9 @@ def _steps(node: Node, graph: Graph, shapes: Mapping[str, Sequence[int]]) -> int
 
 
 def _compared(name: str, exact: np.ndarray, ours: np.ndarray, theirs: np.ndarray | None, element: str) -> Comparison:
-    finite = np.abs(exact[np.isfinite(exact)].astype(np.float64)) if exact.size else np.zeros(0)
-    greatest = float(finite.max(initial=0.0))
-    allowed = TOLERANCES[element] * max(1.0, greatest)
+    finite = exact[np.isfinite(exact)].astype(np.float64)
+    greatest = float(np.abs(finite).max(initial=0.0))
+    allowed = TOLERANCES[element] * max(1.0, float(np.ptp(finite)) if finite.size else 0.0)
     return Comparison(name, greatest, _error(exact, ours), None if theirs is None else _error(exact, theirs), allowed)
 
 

@@ -1,0 +1,240 @@
+"""Timing loops against one another: round by round, in changing order, and statistics that survive a busy machine."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from statistics import median, quantiles
+from time import perf_counter, perf_counter_ns
+from typing import Any, Final
+
+import numpy as np
+
+Loop = Callable[[int], object]  # makes n calls
+Progress = Callable[[float], None]  # the part that is done, 0 to 1
+
+RETAKES: Final = 6
+LONGEST_RETAKEN: Final = 0.02  # seconds of a batch; longer ones seldom run undisturbed on a machine that disturbs
+LONG: Final = 10  # batches that a call may take and still be worth another one to warm the caches
+CHUNK: Final = 0.01  # seconds of calls clocked one by one before the next engine's turn
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure.
+
+    ``batch``: seconds of calls under one reading of the clock; ``budget``: seconds for all rounds of a row;
+    ``tail``: calls clocked one by one, ``tail_budget``: seconds they may take for each engine; ``starts``: processes.
+    """
+
+    batch: float
+    budget: float
+    least_rounds: int
+    most_rounds: int
+    tail: int
+    tail_budget: float
+    starts: int
+
+
+FULL: Final = Settings(0.001, 8.0, 15, 400, 50_000, 3.0, 15)
+QUICK: Final = Settings(0.001, 0.4, 5, 60, 2_000, 0.2, 3)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Seconds a call over the rounds of one engine.
+
+    ``calls``: in one batch; ``rounds``: that count; ``dropped``: rounds left out because the system took the core away
+    again and again; ``disturbed``: such rounds that count all the same, since calm ones were too few.
+    """
+
+    median: float
+    min: float
+    q1: float
+    q3: float
+    rounds: int
+    calls: int
+    dropped: int
+    disturbed: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarise(samples: Sequence[float], calls: int, dropped: int = 0, disturbed: int = 0) -> Summary:
+    """Median, least and quartiles."""
+    q1, _, q3 = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [samples[0]] * 3
+    return Summary(median(samples), min(samples), q1, q3, len(samples), calls, dropped, disturbed)
+
+
+def interleave(loops: Mapping[str, Loop], settings: Settings, progress: Progress | None = None) -> dict[str, Summary]:
+    """Time every loop in every round, a batch of calls each, starting with another one in each round.
+
+    A batch during which the system gave the core to somebody else is timed anew, RETAKES times at most if it is short.
+    A round with a batch that never ran undisturbed is left out for all loops alike, as long as half of the rounds
+    remain.
+    """
+    calls = {name: calibrated(loop, settings.batch) for name, loop in loops.items()}
+    warm = {name: _warming(loops[name], calls[name], settings.batch) for name in loops}
+    names = list(loops)
+    rounds: list[dict[str, float]] = []
+    disturbed: list[bool] = []
+    with quiet():
+        begin = perf_counter()
+        while len(rounds) < settings.most_rounds:
+            spent = perf_counter() - begin
+            if spent > settings.budget and len(rounds) >= settings.least_rounds:
+                break
+            if progress is not None:
+                progress(min(spent / settings.budget, len(rounds) / settings.least_rounds, 1.0))
+            first = len(rounds) % len(names)
+            order = (*names[first:], *names[:first])
+            taken = {name: _undisturbed(loops[name], calls[name], warm[name]) for name in order}
+            rounds.append({name: seconds for name, (seconds, _) in taken.items()})
+            disturbed.append(any(broken for _, broken in taken.values()))
+    calm = [seconds for seconds, broken in zip(rounds, disturbed, strict=True) if not broken]
+    kept = calm if 2 * len(calm) >= len(rounds) else rounds
+    dropped, bad = len(rounds) - len(kept), len(kept) - len(calm)
+    return {name: summarise([seconds[name] for seconds in kept], calls[name], dropped, bad) for name in names}
+
+
+def calibrated(loop: Loop, seconds: float) -> int:
+    """How many calls take about so long; warms the loop up on the way."""
+    loop(1)
+    calls = 1
+    while True:
+        spent = min(_batch(loop, calls) * calls for _ in range(2))
+        if spent >= seconds / 4:
+            return max(1, round(calls * seconds / spent))
+        calls *= 2 if spent > seconds / 64 else 8
+
+
+def _warming(loop: Loop, calls: int, seconds: float) -> int:
+    """Calls before a batch: a few; none where a call is long and warms itself."""
+    if calls > 1 or _batch(loop, 1) < LONG * seconds:
+        return -(-calls // 20)
+    return 0
+
+
+def _undisturbed(loop: Loop, calls: int, warm: int) -> tuple[float, bool]:
+    """Seconds a call of a batch; second, whether the system broke in on every attempt.
+
+    ``warm`` calls go before, unclocked: the engine before has left its own weights in the caches.
+    """
+    for _ in range(RETAKES + 1):
+        if warm:
+            loop(warm)
+        before = switches()
+        seconds = _batch(loop, calls)
+        if switches() == before:
+            return seconds, False
+        if seconds * calls > LONGEST_RETAKEN:
+            break
+    return seconds, True
+
+
+def _batch(loop: Loop, calls: int) -> float:
+    begin = perf_counter()
+    loop(calls)
+    return (perf_counter() - begin) / calls
+
+
+# --- tails -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Quantiles of single calls, in seconds; ``p999`` is None where there are too few calls to tell.
+
+    ``clock``: what reading the clock and entering a loop costs; it is taken off.
+    """
+
+    p50: float
+    p99: float
+    p999: float | None
+    worst: float
+    calls: int
+    clock: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def tails(loops: Mapping[str, Loop], settings: Settings) -> dict[str, Tail]:
+    """Clock calls one by one; engines take turns every few milliseconds. Nothing is left out: the tail is the point."""
+    samples: dict[str, list[int]] = {name: [] for name in loops}
+    spent = dict.fromkeys(loops, 0.0)
+    idle: list[int] = []
+    with quiet():
+        open_loops = dict(loops)
+        while open_loops:
+            idle += _clocked(_Idle().loop, 200, CHUNK)
+            for name, loop in list(open_loops.items()):
+                begin = perf_counter()
+                samples[name] += _clocked(loop, settings.tail - len(samples[name]), CHUNK)
+                spent[name] += perf_counter() - begin
+                if len(samples[name]) >= settings.tail or spent[name] > settings.tail_budget:
+                    del open_loops[name]
+    clock = median(idle)
+    return {name: tail_of(np.array(values), clock) for name, values in samples.items()}
+
+
+def tail_of(nanoseconds: np.ndarray, clock: float) -> Tail:
+    """Quantiles, less the clock's own cost."""
+    seconds = np.maximum(nanoseconds - clock, 0) * 1e-9
+    p50, p99, p999 = np.quantile(seconds, [0.5, 0.99, 0.999])
+    rare = float(p999) if len(seconds) >= 5_000 else None
+    return Tail(float(p50), float(p99), rare, float(seconds.max()), len(seconds), clock * 1e-9)
+
+
+def _clocked(loop: Loop, most: int, seconds: float) -> list[int]:
+    samples: list[int] = []
+    end = perf_counter_ns() + int(seconds * 1e9)
+    while len(samples) < most:
+        begin = perf_counter_ns()
+        loop(1)
+        now = perf_counter_ns()
+        samples.append(now - begin)
+        if now > end:
+            break
+    return samples
+
+
+class _Idle:
+    """A loop like the engines', without the calls."""
+
+    def __init__(self) -> None:
+        self.function, self.x, self.y = abs, 0, 0
+
+    def loop(self, n: int) -> None:
+        function, x, y = self.function, self.x, self.y  # noqa: F841
+        for _ in repeat(None, n):
+            pass
+
+
+# --- surroundings ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No garbage collection meanwhile."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def switches() -> int:
+    """How often the system took the core away from this process so far (0 where it does not tell)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
