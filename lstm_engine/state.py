@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 
 from .errors import StateError
-from .graph import native
 
 _MAGIC: Final = b"LSTMSTAT"
 _VERSION: Final = 1
@@ -100,7 +99,7 @@ class State:
             if offset + count * dtype.itemsize > len(body):
                 raise ValueError(f"array '{name}' is longer than the data")
             values = np.frombuffer(body, dtype, count, offset).reshape(shape)
-            arrays[str(name)] = values.astype(native(dtype))
+            arrays[str(name)] = values.astype(dtype.type)
             offset += count * dtype.itemsize
         if offset != len(body):
             raise ValueError("data are left over")
