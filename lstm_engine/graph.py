@@ -26,7 +26,7 @@ UNKNOWN_DTYPE = np.dtype("V")
 
 def native(dtype: Any) -> np.dtype[Any]:
     """A number type in this machine's byte order, as NumPy's one object of it (machine code knows types by address)."""
-    known: np.dtype[Any] = np.dtype(np.dtype(dtype).type)
+    known: np.dtype[Any] = np.dtype(np.dtype(dtype).newbyteorder("=").str)
     return known
 
 
