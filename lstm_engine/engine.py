@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -89,32 +89,19 @@ class Runner:
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
-    def bind(self, port: Port, array: np.ndarray, layout: Layout) -> np.ndarray:
-        """Point a port at an array; returns the array to keep alive and, for an output, to give to settled().
-
-        An array that does not lie as the layout wants it is copied first.
-        """
-        array = layout.arranged(array)
-        base = port_word(port.index, PortWord.ADDRESS)
-        self._binder(array)(self.address, base, array)
-        self.words[base + 1] = layout.step
-        self.words[base + 2] = layout.row
+    def bind(self, end: Attachment, array: np.ndarray) -> np.ndarray:
+        """Point a port at an array; returns what has to stay alive: a copy, if the array does not lie as it should."""
+        if end.layout.order is None and end.binder(self.address, end.base, end.layout.step, end.layout.row, array):
+            return array
+        array = end.layout.arranged(array)
+        end.binder(self.address, end.base, end.layout.step, end.layout.row, array)
         return array
 
-    def bind_output(self, port: Port, layout: Layout) -> np.ndarray:
+    def bind_new(self, end: Attachment) -> np.ndarray:
         """Point an output port at a new array, which settled() of its layout turns into the result."""
-        array = layout.empty(port.dtype)
-        base = port_word(port.index, PortWord.ADDRESS)
-        self._binder(array)(self.address, base, array)
-        self.words[base + 1] = layout.step
-        self.words[base + 2] = layout.row
+        array = end.layout.empty(end.dtype)
+        end.binder(self.address, end.base, end.layout.step, end.layout.row, array)
         return array
-
-    @staticmethod
-    def _binder(array: np.ndarray) -> Any:
-        from .kernels import executor
-
-        return executor.binder(array.itemsize)
 
     def unbind(self, port: Port) -> None:
         """An output nobody asks for."""
@@ -293,6 +280,25 @@ class Layout:
             return array
         back: Any = np.argsort(self.order)
         return np.ascontiguousarray(array.transpose(back))
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A port and how the arrays that are bound to it lie: all that a call needs to know of it."""
+
+    name: str
+    dtype: np.dtype[Any]
+    base: int  # index of the port's words in the context
+    layout: Layout
+    binder: Callable[[int, int, int, int, np.ndarray], int]
+
+    @staticmethod
+    def of(port: Port, layout: Layout) -> Attachment:
+        """The attachment of a port."""
+        from .kernels import executor
+
+        base = port_word(port.index, PortWord.ADDRESS)
+        return Attachment(port.name, port.dtype, base, layout, executor.binder(port.dtype.itemsize))
 
 
 def _contiguous_strides(shape: tuple[int, ...], item_bytes: int) -> list[int]:

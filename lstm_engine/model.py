@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from . import reference
-from .engine import Layout, Runner
+from .engine import Attachment, Layout, Runner
 from .errors import InputError, ModelFormatError, UnsupportedModelError, listed
 from .feeds import bind_constants, converted, shape_faults
 from .formats import read
@@ -294,8 +294,8 @@ class Call:
     runners: list[Runner]  # idle ones, shared by all calls of the program
     absent: Mapping[str, np.ndarray]  # zeros for the optional inputs that are not fed
     steps: int
-    inputs: tuple[tuple[Port, Layout], ...]
-    outputs: tuple[tuple[Port, Layout], ...]
+    inputs: tuple[Attachment, ...]
+    outputs: tuple[Attachment, ...]
     unwanted: tuple[Port, ...]
 
     @staticmethod
@@ -310,9 +310,9 @@ class Call:
         program = lowered.program
         steps = next((arrays[n].shape[a] for n, a in lowered.time_axes.items() if a is not None), 1)
 
-        def layout(port: Port) -> Layout:
+        def attached(port: Port) -> Attachment:
             shape = tuple(steps if i == port.time else size for i, size in enumerate(port.shape))
-            return Layout.of(shape, port.dtype.itemsize, port.time, port.batch)
+            return Attachment.of(port, Layout.of(shape, port.dtype.itemsize, port.time, port.batch))
 
         ports = {port.name: port for port in program.outputs}
         return Call(
@@ -320,23 +320,21 @@ class Call:
             runners,
             absent,
             steps,
-            tuple((port, layout(port)) for port in program.inputs),
-            tuple((ports[name], layout(ports[name])) for name in wanted),
+            tuple(attached(port) for port in program.inputs),
+            tuple(attached(ports[name]) for name in wanted),
             tuple(port for port in program.outputs if port.name not in wanted),
         )
 
     def run(self, runner: Runner, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Bind, run, and give the results in their logical shapes."""
-        held = []
-        for port, layout in self.inputs:
-            array = feeds[port.name] if port.name in feeds else self.absent[port.name]
-            held.append(runner.bind(port, array, layout))
-        made = [(port.name, layout, runner.bind_output(port, layout)) for port, layout in self.outputs]
+        absent = self.absent
+        held = [runner.bind(end, feeds[end.name] if end.name in feeds else absent[end.name]) for end in self.inputs]
+        made = [runner.bind_new(end) for end in self.outputs]
         for port in self.unwanted:
             runner.unbind(port)
         runner.run(self.steps)
         del held  # the ports pointed at them until here
-        return {name: layout.settled(array) for name, layout, array in made}
+        return {end.name: end.layout.settled(array) for end, array in zip(self.outputs, made, strict=True)}
 
 
 def _shared_key(shapes: Mapping[str, tuple[int, ...]], lowered: Lowered) -> Any:

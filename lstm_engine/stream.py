@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy import empty, ndarray
 
-from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form, port_word
-from .encoding import Port as PortWord
-from .engine import Layout, Runner
+from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form
+from .engine import Attachment, Layout, Runner
 from .errors import InputError, StateError, listed
 from .feeds import bind_constants, converted
 from .graph import TensorSpec
@@ -38,7 +37,7 @@ class Stream:
 
     __slots__ = (
         "_box", "_enter_step", "_in_axes", "_last_chunk", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
-        "_runner", "_scalar", "_single", "_step_layouts", "batch", "inputs", "model", "outputs",
+        "_runner", "_scalar", "_single", "_step_ends", "batch", "inputs", "model", "outputs",
     )  # fmt: skip
 
     def __init__(self, model: Model, batch: int = 1, constants: Mapping[str, Any] | None = None) -> None:
@@ -55,8 +54,8 @@ class Stream:
         self._runner = Runner(lowered.program)
         self.inputs = tuple(_step_spec(port) for port in lowered.program.inputs)
         self.outputs = tuple(_step_spec(port) for port in lowered.program.outputs)
-        self._step_layouts = {port.name: self._layout(port, 1, True) for port in self._ports()}
-        self._last_chunk: tuple[int, dict[str, Layout]] = (-1, {})
+        self._step_ends = {port.name: Attachment.of(port, self._layout(port, 1, True)) for port in self._ports()}
+        self._last_chunk: tuple[int, dict[str, Attachment]] = (-1, {})
         self._prepare_short_way()
 
     # --- one step ----------------------------------------------------------------------------------------------------
@@ -100,7 +99,7 @@ class Stream:
         if len(program.inputs) != 1 or len(program.outputs) != 1 or program.hosts or program.canaries:
             return
         x, y = program.inputs[0], program.outputs[0]
-        plain = all(layout.order is None for layout in self._step_layouts.values())
+        plain = all(end.layout.order is None for end in self._step_ends.values())
         small = x.dtype.itemsize in _SMALL and y.dtype.itemsize in _SMALL
         if not plain or not small or max(len(x.shape), len(y.shape)) > MOST_AXES:
             return
@@ -286,42 +285,38 @@ class Stream:
     def _call(self, arrays: Mapping[str, np.ndarray], steps: int, stepwise: bool) -> dict[str, np.ndarray]:
         """Run ``steps`` steps; inputs and results without time axis where ``stepwise``."""
         program, runner = self._lowered.program, self._runner
-        layouts = self._step_layouts if stepwise else self._chunk_layouts(steps)
+        ends = self._step_ends if stepwise else self._chunk_ends(steps)
         with runner.alone():
             try:
-                held = [
-                    runner.bind(port, self._fed(port, arrays, layouts), layouts[port.name]) for port in program.inputs
-                ]
-                made = {port.name: runner.bind_output(port, layouts[port.name]) for port in program.outputs}
+                held = [runner.bind(ends[port.name], self._fed(ends[port.name], arrays)) for port in program.inputs]
+                made = {port.name: runner.bind_new(ends[port.name]) for port in program.outputs}
                 if steps:
                     runner.run(steps)
                 del held  # the ports pointed at them until here
             finally:
                 if self._single:
                     self._bind_short_way()
-        return {name: layouts[name].settled(array) for name, array in made.items()}
+        return {name: ends[name].layout.settled(array) for name, array in made.items()}
 
     @staticmethod
-    def _fed(port: Port, arrays: Mapping[str, np.ndarray], layouts: Mapping[str, Layout]) -> np.ndarray:
-        array = arrays.get(port.name)
-        return np.zeros(layouts[port.name].shape, port.dtype) if array is None else array
+    def _fed(end: Attachment, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        array = arrays.get(end.name)
+        return np.zeros(end.layout.shape, end.dtype) if array is None else array
 
     def _bind_short_way(self) -> None:
         """Leave the context as the short way wants it: one step, rows of one step."""
         words = self._runner.words
-        for port in self._ports():
-            layout = self._step_layouts[port.name]
-            base = port_word(port.index, PortWord.ADDRESS)
-            words[base + 1], words[base + 2] = layout.step, layout.row
+        for end in self._step_ends.values():
+            words[end.base + 1], words[end.base + 2] = end.layout.step, end.layout.row
         words[Context.TOTAL] = 1
 
     def _ports(self) -> tuple[Port, ...]:
         return (*self._lowered.program.inputs, *self._lowered.program.outputs)
 
-    def _chunk_layouts(self, steps: int) -> dict[str, Layout]:
-        """Layouts of a chunk; those of the last length are kept, as chunks mostly come in one size."""
+    def _chunk_ends(self, steps: int) -> dict[str, Attachment]:
+        """How a chunk is bound; that of the last length is kept, as chunks mostly come in one size."""
         if self._last_chunk[0] != steps:
-            self._last_chunk = steps, {port.name: self._layout(port, steps, False) for port in self._ports()}
+            self._last_chunk = steps, {p.name: Attachment.of(p, self._layout(p, steps, False)) for p in self._ports()}
         return self._last_chunk[1]
 
     def _layout(self, port: Port, steps: int, stepwise: bool) -> Layout:

@@ -198,10 +198,13 @@ def give_up(cx):  # type: ignore[no-untyped-def]
     return 0
 
 
-def bind(cx, word_index, array):  # type: ignore[no-untyped-def]
-    """Write an array's address into a word of the context; 1 if it is a C-contiguous numpy.ndarray, else 0."""
+def bind(cx, port, step, row, array):  # type: ignore[no-untyped-def]
+    """Point a port (the index of its words) at an array with these strides; 1 if the array is C-contiguous, else 0."""
     fields = object_of(array) + word(word(cx + FORMS))
-    set_word(cx + 8 * word_index, word(fields))
+    at = cx + 8 * port
+    set_word(at, word(fields))
+    set_word(at + 8, step)
+    set_word(at + 16, row)
     return word32(fields + 48) & 1
 
 
@@ -230,11 +233,11 @@ def entry(x_bytes: int, out_bytes: int, nogil: bool) -> Callable[[int, Any, Any]
 
 
 @functools.cache
-def binder(item_bytes: int) -> Callable[[int, int, Any], int]:
+def binder(item_bytes: int) -> Callable[[int, int, int, int, Any], int]:
     """bind() for arrays of an item size, of at most MOST_AXES axes."""
     by_size = {1: types.int8, 2: types.int16, 4: types.float32, 8: types.float64}
     array_type = types.Array(by_size[item_bytes], MOST_AXES, "A")
-    signature = types.int64(types.int64, types.int64, array_type)
+    signature = types.int64(types.int64, types.int64, types.int64, types.int64, array_type)
     return Compiled(f"bind-{item_bytes}", signature, functools.partial(_as_it_is, bind), nogil=False).load()
 
 

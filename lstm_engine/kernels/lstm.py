@@ -66,7 +66,8 @@ def plain(v: Lanes, product: Any) -> Any:
                 out = y + at * B * ys
                 k = 0
                 while k < blocks:
-                    q = k if (parity + t) & 1 == 0 else blocks - 1 - k
+                    forward = (parity + t) & 1 == 0
+                    q = k if forward else blocks - 1 - k
                     if hoisted:
                         w, depth = W + q * block_bytes + inputs * four, 0
                         z, zs = pre + (at - first) * B * pre_row + q * four, pre_row
@@ -74,7 +75,8 @@ def plain(v: Lanes, product: Any) -> Any:
                         w, depth = W + q * block_bytes, inputs
                         z, zs = bias + q * four, 0
                     if B == 1:
-                        fused(w, x + at * xs, depth, previous, recurrent, z, c + q * one, out + q * one)
+                        following = w + block_bytes if forward else w - block_bytes
+                        fused(w, x + at * xs, depth, previous, recurrent, z, c + q * one, out + q * one, following)
                     else:
                         product(
                             w, x + at * B * xs, xs, depth, previous, previous_stride, recurrent, z, zs, gates, four, B

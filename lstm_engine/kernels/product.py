@@ -20,6 +20,9 @@ from ..machine import target
 from . import maths
 from .simd import INT64, Lanes, int64, never_inline
 
+#: Lines of the next weights asked for ahead of a cell (bench row `step-h128`: 32 gain a twentieth).
+AHEAD = 32
+
 
 def rows_in_registers(v: Lanes, vectors: int) -> int:
     """How many rows' accumulators fit, leaving a fifth of the registers for weights and operands."""
@@ -101,19 +104,25 @@ def _tile(v: Lanes, rows: int, vectors: int) -> Any:
 
 
 def lstm_block(v: Lanes) -> Any:
-    """block(w, x, Kx, h, Kh, z, c, out): 16 units of one row, product and cell in registers; updates c in place."""
+    """block(w, x, Kx, h, Kh, z, c, out, next): 16 units of one row, product and cell in registers; updates c in place.
+
+    ``next``: the weights read after these. Their first lines are asked for before the cell is computed, which
+    leaves the way from the second-level cache idle otherwise.
+    """
 
     def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
-        w, x, x_depth, h, h_depth, z, c, out = operands
+        w, x, x_depth, h, h_depth, z, c, out, following = operands
         sums = [[v.load(b, b.add(z, int64(g * v.vector_bytes))) for g in range(4)]]
         sums, w = _accumulate(v, b, sums, w, x, int64(0), x_depth)
         sums, w = _accumulate(v, b, sums, w, h, int64(0), h_depth)
+        for line in range(AHEAD):
+            v.prefetch(b, b.add(following, int64(64 * line)))
         i, o, f, g = sums[0]
         c_new, h_new = maths.cell(v, b, (i, o, f, g), v.load(b, c))
         v.store(b, c_new, c)
         v.store(b, h_new, out)
 
-    return v.intrinsic(emit, "a" * 8, "")
+    return v.intrinsic(emit, "a" * 9, "")
 
 
 def cell_block(v: Lanes) -> Any:

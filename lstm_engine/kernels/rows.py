@@ -39,7 +39,11 @@ def steps(ip: int, cx: int, timed: int) -> int:
 
 @kernel
 def copy_rows(to, to_step, to_row, at, at_step, at_row, count, steps_, rows):  # type: ignore[no-untyped-def]
-    """``count`` bytes of each of steps × rows places."""
+    """``count`` bytes of each of steps × rows places; at once where they lie in one piece on both sides."""
+    if rows > 1 and to_row == count and at_row == count:
+        count, rows = count * rows, 1
+    if rows == 1 and steps_ > 1 and to_step == count and at_step == count:
+        count, steps_ = count * steps_, 1
     t = 0
     while t < steps_:
         b = 0

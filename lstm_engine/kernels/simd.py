@@ -96,6 +96,11 @@ class Lanes:
         """Write 16 neighbouring elements."""
         b.store(value, pointer(b, at), align=64 if aligned else self.bytes)
 
+    def prefetch(self, b: ir.IRBuilder, at: ir.Value) -> None:
+        """Ask for a cache line that will be read soon."""
+        hints = [ir.Constant(INT32, hint) for hint in (0, 3, 1)]  # read, keep close, data
+        call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer(b, at), *hints])
+
     def splat(self, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
         """All lanes = one scalar."""
         undefined = ir.Constant(self.vector, ir.Undefined)
@@ -210,9 +215,9 @@ def _intrinsic_4(signature: Any, code: Any) -> Any:
     return emitted
 
 
-def _intrinsic_8(signature: Any, code: Any) -> Any:
+def _intrinsic_9(signature: Any, code: Any) -> Any:
     @intrinsic
-    def emitted(typing_context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    def emitted(typing_context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any) -> Any:
         return signature, code
 
     return emitted
@@ -235,7 +240,7 @@ _INTRINSIC_BY_ARITY = {
     2: _intrinsic_2,
     3: _intrinsic_3,
     4: _intrinsic_4,
-    8: _intrinsic_8,
+    9: _intrinsic_9,
     11: _intrinsic_11,
 }
 
