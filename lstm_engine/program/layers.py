@@ -9,10 +9,10 @@ import numpy as np
 from ..encoding import Dense, Embed, Function, Lstm, Opcode
 from ..errors import StreamingError
 from ..graph import Node
-from ..machine import target
+from ..machine import cache_sizes, target
 from ..passes.states import node_key
 from ..reference import CellAttributes, cell_attributes
-from .lower import Lowering, NoInstructionError, emits
+from .lower import FEWEST_STEPS, Lowering, NoInstructionError, emits
 from .packing import (
     LANES,
     WIDE,
@@ -43,6 +43,11 @@ GATE_FUNCTIONS: Final = {
 #: Below this many bytes of input weights, with one row a step, projecting ahead costs more than it saves
 #: (bench row `sequence H=16 B=1`).
 HOIST_BYTES: Final = 32 << 10
+#: Rows projected at a time, where the weights lie in the second-level cache and where they do not: more rows read far
+#: weights less often, fewer keep the projections near (bench rows `sequence-h256-b16` and `sequence-h512-b16`).
+NEAR_ROWS: Final = 64
+FAR_ROWS: Final = 256
+LIKELY_L2: Final = 1 << 20
 
 
 @emits("LSTM")
@@ -267,15 +272,12 @@ def _hoisting(low: Lowering, x: Rows, units: int, timed: bool, general: bool) ->
     """Room for input projections made ahead of their steps, where that pays."""
     per_step = low.per_step(x)
     weight_bytes = 4 * units * x.width * low.dtype.itemsize
-    steps = min(low.block, max(FEWEST, MOST // per_step))
+    most = FAR_ROWS if weight_bytes > cache_sizes().get("L2", LIKELY_L2) else NEAR_ROWS
+    steps = min(low.block, max(FEWEST_STEPS, most // per_step))
     if general or not timed or steps < 2 or (per_step == 1 and weight_bytes < HOIST_BYTES):
         return {Lstm.HOIST: 0}
     row = blocks(units) * 4 * LANES * low.dtype.itemsize
     return {Lstm.HOIST: steps, Lstm.PRE: low.buffer(steps * per_step * row, "input projections")}
-
-
-MOST: Final = 64  # rows projected at a time
-FEWEST: Final = 4  # steps
 
 
 def _deliver(

@@ -58,7 +58,7 @@ def lower_run(graph: Graph, shapes: Shapes, store: Store, element: str) -> Lower
     steps = roles.size(roles.time)
     if roles.time:
         batch = roles.size(roles.batch)
-        for plan in (Plan(True, False, block_steps(batch)), Plan(False, False, capacity(steps))):
+        for plan in (Plan(True, False, block_steps(batch, False)), Plan(False, False, capacity(steps))):
             with suppress(StreamingError, ModelFormatError, UnsupportedModelError):
                 program = _independent_of_steps(graph, shapes, time_axes, store, element, plan, {})
                 if program is not None:
@@ -176,14 +176,14 @@ def lower_stream(
     states = {pair.input: pair.output for pair in pairs if not pair.cells}
     shapes = {spec.name: shapes[spec.name] for spec in inner.inputs}
     if roles.time and _open(graph, time_axes):
-        plan = Plan(True, True, block_steps(batch))
+        plan = Plan(True, True, block_steps(batch, True))
         program = _independent_of_steps(inner, shapes, time_axes, store, element, plan, states)
         if program is None:
             raise StreamingError(f"{graph.origin}: what it computes depends on the number of steps")
     else:
         known = specialise(inner, shapes)
         roles = assign_roles(inner, known)
-        plan = Plan(True, True, block_steps(batch))
+        plan = Plan(True, True, block_steps(batch, True))
         program = Lowering(inner, known, plan, store, element).lower(states)
     return Streamable(inner, pairs, program, bool(roles.time))
 
