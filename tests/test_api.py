@@ -790,3 +790,18 @@ def test_many_shapes_from_many_threads() -> None:
             assert_same_bits(model.run(jobs[which]), expected[which])
 
     assert in_threads(4, work) == []
+
+
+@pytest.mark.parametrize("axes", [9, 32])
+def test_arrays_of_many_axes_are_refused_not_unboxed_into_too_small_a_place(axes: int) -> None:
+    model = le.load(LstmCase(I=5, H=17, outputs=("Y",)).model())
+    stream = model.stream()
+    many = np.zeros((1,) * (axes - 1) + (5,), np.float32)
+    before = stream.state
+    with pytest.raises(le.InputError, match="expected shape"):
+        stream.step(many)
+    with pytest.raises(le.InputError):
+        stream.step(np.zeros((1, 5), np.float32), out=many)
+    with pytest.raises(le.InputError, match="axes"):
+        model.run(many)
+    assert stream.state == before

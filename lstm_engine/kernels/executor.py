@@ -17,7 +17,6 @@ from ..encoding import (
     BUSY,
     FORM_WORDS,
     INSTRUCTION_BYTES,
-    MOST_AXES,
     NOT_FITTING,
     PORT_WORDS,
     Context,
@@ -53,6 +52,9 @@ SIZE = INSTRUCTION_BYTES
     FAULT_VALUE, FAULT_LIMIT, FORMS, START, PORTS,
 ) = (int(w) * 8 for w in Context)  # fmt: skip
 FORM_BYTES = FORM_WORDS * 8
+#: Axes of the array types that entries declare: NumPy's own limit. Unboxing writes as many sizes and strides as the
+#: array has, whatever was declared, so fewer would let an array write past its place.
+ROOM_FOR_AXES = 64
 F_TYPE, F_DTYPE, F_FLAGS, F_AXES, F_SIZES, F_LEAN_AXES, F_LEAN_SIZES = (int(w) * 8 for w in list(Form)[1:])
 FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
 SECOND_PORT = FIRST_PORT + PORT_WORDS * 8
@@ -221,22 +223,18 @@ def executor(element: str) -> Compiled:
 
 @functools.cache
 def entry(x_bytes: int, out_bytes: int, nogil: bool) -> Callable[[int, Any, Any], int]:
-    """enter() for item sizes of the two arrays (4 or 8 bytes), of at most MOST_AXES axes each.
-
-    Unboxing writes the array's own number of sizes and strides whatever was declared, so the declared type has
-    room for more axes than any array that is passed; of what arrives only the data address is used.
-    """
+    """enter() for item sizes of the two arrays (4 or 8 bytes), whatever their axes."""
     by_size = {4: types.float32, 8: types.float64}
-    x_type, out_type = (types.Array(by_size[size], MOST_AXES, "A") for size in (x_bytes, out_bytes))
+    x_type, out_type = (types.Array(by_size[size], ROOM_FOR_AXES, "A") for size in (x_bytes, out_bytes))
     name = f"enter-{x_bytes}{out_bytes}{'-nogil' if nogil else ''}"
     return Compiled(name, types.int64(types.int64, x_type, out_type), functools.partial(_as_it_is, enter), nogil).load()
 
 
 @functools.cache
 def binder(item_bytes: int) -> Callable[[int, int, int, int, Any], int]:
-    """bind() for arrays of an item size, of at most MOST_AXES axes."""
+    """bind() for arrays of an item size."""
     by_size = {1: types.int8, 2: types.int16, 4: types.float32, 8: types.float64}
-    array_type = types.Array(by_size[item_bytes], MOST_AXES, "A")
+    array_type = types.Array(by_size[item_bytes], ROOM_FOR_AXES, "A")
     signature = types.int64(types.int64, types.int64, types.int64, types.int64, array_type)
     return Compiled(f"bind-{item_bytes}", signature, functools.partial(_as_it_is, bind), nogil=False).load()
 
