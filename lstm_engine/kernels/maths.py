@@ -37,39 +37,52 @@ def _polynomial(v: Lanes, b: ir.IRBuilder, coefficients: tuple[float, ...], r: i
     return total
 
 
-def _split_exponent(v: Lanes, b: ir.IRBuilder, x: ir.Value, factor: float) -> tuple[ir.Value, ir.Value]:
-    """x·factor = n + r: n integral, |r| <= 1/2, the product's rounding error kept in r."""
-    high = float(v.dtype.type(factor))
-    low = factor - high if v.bytes == 4 else _LOG2E_TAIL * (factor / math.log2(math.e))
-    n = v.unary(b, "nearbyint", b.fmul(x, v.constant(high)))
-    r = v.fma(b, x, v.constant(high), b.fneg(n))
-    return n, v.fma(b, x, v.constant(low), r)
-
-
 #: log2(e) minus its nearest float64.
 _LOG2E_TAIL = 2.0355273740931033e-17
 
 
-def _power_of_two(v: Lanes, b: ir.IRBuilder, n: ir.Value) -> ir.Value:
-    """2^n for integral n from one below the smallest exponent (giving 0) to one above the largest (inf)."""
-    mantissa, bias = (23, 127) if v.bytes == 4 else (52, 1023)
-    shifter = v.constant(1.5 * 2.0**mantissa)  # adding it leaves n + bias in the low bits, NaN without undefined bits
-    shifted = b.bitcast(b.fadd(b.fadd(n, v.constant(bias)), shifter), v.bits)
-    return b.bitcast(b.shl(shifted, v.bit_pattern(mantissa)), v.vector)
+class _Powers:
+    """2^y for y = x·factor, split as n + r: n integral, |r| <= 1/2, the product's rounding error kept in r.
+
+    n comes from adding a number so large that the sum keeps no fraction. It also carries the exponent's bias, so the
+    sum's low bits are those of the exponent of 2^n: no conversion, and NaN stays NaN without undefined bits.
+    """
+
+    def __init__(self, v: Lanes, b: ir.IRBuilder, x: ir.Value, factor: float) -> None:
+        self.v, self.b = v, b
+        high = float(v.dtype.type(factor))
+        low = factor - high if v.bytes == 4 else _LOG2E_TAIL * (factor / math.log2(math.e))
+        self.mantissa, bias = (23, 127) if v.bytes == 4 else (52, 1023)
+        shifter = v.constant(1.5 * 2.0**self.mantissa + bias)
+        self.shifted = v.fma(b, x, v.constant(high), shifter)
+        self.n = b.fsub(self.shifted, shifter)
+        self.r = v.fma(b, x, v.constant(low), v.fma(b, x, v.constant(high), b.fneg(self.n)))
+
+    def quotient(self) -> ir.Value:
+        """(2^r - 1) / r."""
+        coefficients = _EXP2M1_OVER_R_32 if self.v.bytes == 4 else _EXP2M1_OVER_R_64
+        return _polynomial(self.v, self.b, coefficients, self.r)
+
+    def scale(self, shifted: ir.Value | None = None) -> ir.Value:
+        """2^n, from one below the smallest exponent (0) to one above the largest (inf)."""
+        bits = self.b.bitcast(self.shifted if shifted is None else shifted, self.v.bits)
+        return self.b.bitcast(self.b.shl(bits, self.v.bit_pattern(self.mantissa)), self.v.vector)
+
+    def expm1(self) -> ir.Value:
+        """2^y - 1, exact near 0."""
+        scale = self.scale()
+        return self.v.fma(self.b, self.b.fmul(scale, self.r), self.quotient(), self.b.fsub(scale, self.v.constant(1.0)))
 
 
 def _bounds(v: Lanes) -> tuple[float, float]:
-    """The integral n at which 2^n becomes 0 and inf."""
-    return (-127.0, 128.0) if v.bytes == 4 else (-1023.0, 1024.0)
+    """The integral n at which 2^n becomes 0 and inf, and a little: beyond, but still rounding to it."""
+    return (-127.4, 128.4) if v.bytes == 4 else (-1023.4, 1024.4)
 
 
-def _scaled(v: Lanes, b: ir.IRBuilder, x: ir.Value, factor: float) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """n, r and (2^r - 1)/r for x·factor = n + r, x bounded to where 2^n is 0 or inf."""
-    low, high = _bounds(v)
-    edge = sorted((low / factor, (high + 0.4) / factor))  # beyond the n that overflows, but still rounding to it
-    x = v.minimum(b, v.constant(edge[1]), v.maximum(b, v.constant(edge[0]), x))
-    n, r = _split_exponent(v, b, x, factor)
-    return n, r, _polynomial(v, b, _EXP2M1_OVER_R_32 if v.bytes == 4 else _EXP2M1_OVER_R_64, r)
+def _bounded(v: Lanes, b: ir.IRBuilder, x: ir.Value, factor: float) -> ir.Value:
+    """x where 2^(x·factor) is neither 0 nor inf, else just beyond that."""
+    low, high = sorted(edge / factor for edge in _bounds(v))
+    return v.minimum(b, v.constant(high), v.maximum(b, v.constant(low), x))
 
 
 LOG2E = math.log2(math.e)
@@ -77,36 +90,33 @@ LOG2E = math.log2(math.e)
 
 def exp(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """e^x; exactly 1 at 0, 0 below the normal numbers, inf from where it overflows."""
-    n, r, quotient = _scaled(v, b, x, LOG2E)
-    power = v.fma(b, r, quotient, v.constant(1.0))
+    powers = _Powers(v, b, _bounded(v, b, x, LOG2E), LOG2E)
+    power = v.fma(b, powers.r, powers.quotient(), v.constant(1.0))
     # 2^n overflows half a binade before e^x does: there, one factor of 2 goes to the other side.
-    above = b.fcmp_ordered(">", n, v.constant(_bounds(v)[1] - 1.0))
-    n = b.select(above, b.fsub(n, v.constant(1.0)), n)
+    above = b.fcmp_ordered(">", powers.n, v.constant(127.0 if v.bytes == 4 else 1023.0))
+    shifted = b.select(above, b.fsub(powers.shifted, v.constant(1.0)), powers.shifted)
     power = b.select(above, b.fadd(power, power), power)
-    return b.fmul(power, _power_of_two(v, b, n))
+    return b.fmul(power, powers.scale(shifted))
 
 
 def expm1(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """e^x - 1 for x <= 0, exact near 0."""
-    return _expm1_of(v, b, *_scaled(v, b, x, LOG2E))
-
-
-def _expm1_of(v: Lanes, b: ir.IRBuilder, n: ir.Value, r: ir.Value, quotient: ir.Value) -> ir.Value:
-    scale = _power_of_two(v, b, n)
-    return v.fma(b, b.fmul(scale, r), quotient, b.fsub(scale, v.constant(1.0)))
+    return _Powers(v, b, v.maximum(b, v.constant(_bounds(v)[0] / LOG2E), x), LOG2E).expm1()
 
 
 def sigmoid(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """σ(x) = 1 / (1 + e^-x)."""
     one = v.constant(1.0)
-    n, r, quotient = _scaled(v, b, x, -LOG2E)
-    power = b.fmul(v.fma(b, r, quotient, one), _power_of_two(v, b, n))
+    powers = _Powers(v, b, _bounded(v, b, x, -LOG2E), -LOG2E)
+    power = b.fmul(v.fma(b, powers.r, powers.quotient(), one), powers.scale())
     return b.fdiv(one, b.fadd(one, power))
 
 
 def tanh(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """tanh(x) = -expm1(-2|x|) / (2 + expm1(-2|x|)), with the sign of x: exact near 0."""
-    below = _expm1_of(v, b, *_scaled(v, b, v.unary(b, "fabs", x), -2.0 * LOG2E))
+    factor = -2.0 * LOG2E
+    magnitude = v.minimum(b, v.constant(_bounds(v)[0] / factor), v.unary(b, "fabs", x))
+    below = _Powers(v, b, magnitude, factor).expm1()
     return v.copysign(b, b.fdiv(below, b.fadd(below, v.constant(2.0))), x)
 
 
