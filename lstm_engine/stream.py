@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy import empty, ndarray
 
-from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form
+from .encoding import FORM_WORDS, LEAN, MOST_AXES, NOT_FITTING, Context, Form
 from .engine import Attachment, Layout, Runner
 from .errors import InputError, StateError, listed
 from .feeds import bind_constants, converted
@@ -36,7 +36,7 @@ class Stream:
     """
 
     __slots__ = (
-        "_box", "_enter_step", "_in_axes", "_last_chunk", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
+        "_box", "_enter_fresh", "_enter_step", "_last_chunk", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
         "_runner", "_scalar", "_single", "_step_ends", "batch", "inputs", "model", "outputs",
     )  # fmt: skip
 
@@ -75,14 +75,18 @@ class Stream:
                 return self._step_any(x, out)
             x = self._boxed(x)
         fresh = out is None
-        if fresh:
-            out = empty(self._out_shape if x.ndim == self._in_axes else self._out_lean, self._out_dtype)
         try:
-            fault = self._enter_step(x, out)
+            if fresh:
+                out = empty(self._out_shape, self._out_dtype)
+                fault = self._enter_fresh(x, out)
+            else:
+                fault = self._enter_step(x, out)
         except TypeError:  # no array, or elements of a size the entry does not know
             fault = NOT_FITTING
         if fault == 0:
             return out
+        if fault == LEAN:
+            return out.reshape(self._out_lean)  # type: ignore[union-attr]
         if fault == NOT_FITTING:
             return self._step_any(x, None if fresh else out)
         raise self._runner.fault(fault)
@@ -91,9 +95,10 @@ class Stream:
         """The array forms a step takes as they are, and the compiled entry that checks them."""
         program = self._lowered.program
         self._enter_step: Any = _never_fits
+        self._enter_fresh: Any = _never_fits
         self._scalar: tuple[type, ...] = ()
         self._single = False
-        self._in_axes, self._out_dtype = -1, np.dtype(np.float32)
+        self._out_dtype = np.dtype(np.float32)
         self._out_shape: tuple[int, ...] = ()
         self._out_lean: tuple[int, ...] = ()
         if len(program.inputs) != 1 or len(program.outputs) != 1 or program.hosts or program.canaries:
@@ -105,7 +110,6 @@ class Stream:
             return
         from .kernels import executor
 
-        self._in_axes = len(_step_shape(x))
         self._out_shape, self._out_dtype = _step_shape(y), y.dtype
         lean = self._lean_axis(x), self._lean_axis(y)
         lean_shapes = (
@@ -116,8 +120,10 @@ class Stream:
         self._runner.forms[FORM_WORDS:] = _form(y, lean_shapes[1], _WRITABLE)
         self._single = True
         self._bind_short_way()
-        enter = executor.entry(x.dtype.itemsize, y.dtype.itemsize, nogil=not self._runner.tiny)
-        self._enter_step = partial(enter, self._runner.address)
+        sizes, address = (x.dtype.itemsize, y.dtype.itemsize), self._runner.address
+        nogil = not self._runner.tiny
+        self._enter_step = partial(executor.entry(*sizes, nogil=nogil, fresh=False), address)
+        self._enter_fresh = partial(executor.entry(*sizes, nogil=nogil, fresh=True), address)
         if lean_shapes[0] == () or _step_shape(x) == ():
             whole = (int, np.integer)
             self._scalar = whole if x.dtype.kind in "iu" else (float, np.floating, *whole)

@@ -17,6 +17,7 @@ from ..encoding import (
     BUSY,
     FORM_WORDS,
     INSTRUCTION_BYTES,
+    LEAN,
     NOT_FITTING,
     PORT_WORDS,
     Context,
@@ -169,24 +170,34 @@ def matches(array, form):  # type: ignore[no-untyped-def]
     return kind
 
 
-def enter(cx, x, out):  # type: ignore[no-untyped-def]
-    """Run with two arrays as the first two ports: the shortest way from Python.
-
-    NOT_FITTING if they need converting, BUSY if another caller is running here; nothing has then happened.
-    """
-    x_object, out_object = object_of(x), object_of(out)
+@kernel
+def enter_objects(cx, x, out, leaner):  # type: ignore[no-untyped-def]
+    """Run with two NumPy arrays as the first two ports. ``leaner``: x may lack the batch axis that out has."""
     forms = word(cx + FORMS)
-    kind = matches(x_object, forms)
-    if kind == 0 or kind != matches(out_object, forms + FORM_BYTES):
+    kind, out_kind = matches(x, forms), matches(out, forms + FORM_BYTES)
+    if kind == 0 or out_kind == 0 or not (kind == out_kind or (leaner and out_kind == 1)):
         return NOT_FITTING
     if try_acquire(cx + BUSY_WORD) == 0:
         return BUSY
     header = word(forms)
-    set_word(cx + FIRST_PORT, word(x_object + header))
-    set_word(cx + SECOND_PORT, word(out_object + header))
+    set_word(cx + FIRST_PORT, word(x + header))
+    set_word(cx + SECOND_PORT, word(out + header))
     fault = invoke(word(cx + EXECUTOR), cx)
     release(cx + BUSY_WORD)
-    return fault
+    return LEAN if fault == 0 and kind != out_kind else fault
+
+
+def enter(cx, x, out):  # type: ignore[no-untyped-def]
+    """The shortest way from Python, with an array for the result: both with the batch axis or both without.
+
+    NOT_FITTING if the arrays need converting, BUSY if another caller is running here: nothing has then happened.
+    """
+    return enter_objects(cx, object_of(x), object_of(out), False)
+
+
+def enter_fresh(cx, x, out):  # type: ignore[no-untyped-def]
+    """As enter(), out being a new array of the full shape; LEAN if all went well and x lacks the batch axis."""
+    return enter_objects(cx, object_of(x), object_of(out), True)
 
 
 def acquire(cx):  # type: ignore[no-untyped-def]
@@ -222,12 +233,15 @@ def executor(element: str) -> Compiled:
 
 
 @functools.cache
-def entry(x_bytes: int, out_bytes: int, nogil: bool) -> Callable[[int, Any, Any], int]:
-    """enter() for item sizes of the two arrays (4 or 8 bytes), whatever their axes."""
+def entry(x_bytes: int, out_bytes: int, nogil: bool, fresh: bool) -> Callable[[int, Any, Any], int]:
+    """enter(), or enter_fresh(), for item sizes of the two arrays (4 or 8 bytes), whatever their axes."""
     by_size = {4: types.float32, 8: types.float64}
     x_type, out_type = (types.Array(by_size[size], ROOM_FOR_AXES, "A") for size in (x_bytes, out_bytes))
-    name = f"enter-{x_bytes}{out_bytes}{'-nogil' if nogil else ''}"
-    return Compiled(name, types.int64(types.int64, x_type, out_type), functools.partial(_as_it_is, enter), nogil).load()
+    function = enter_fresh if fresh else enter
+    name = f"enter-{x_bytes}{out_bytes}{'-nogil' if nogil else ''}{'-fresh' if fresh else ''}"
+    return Compiled(
+        name, types.int64(types.int64, x_type, out_type), functools.partial(_as_it_is, function), nogil
+    ).load()
 
 
 @functools.cache
