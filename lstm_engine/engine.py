@@ -298,7 +298,7 @@ class Attachment:
         from .kernels import executor
 
         base = port_word(port.index, PortWord.ADDRESS)
-        return Attachment(port.name, port.dtype, base, layout, executor.binder(port.dtype.itemsize))
+        return Attachment(port.name, port.dtype, base, layout, executor.binder())
 
 
 def _contiguous_strides(shape: tuple[int, ...], item_bytes: int) -> list[int]:

@@ -23,7 +23,6 @@ from .state import State
 if TYPE_CHECKING:
     from .model import Model
 
-_SMALL: Final = (4, 8)  # item sizes that the short way in knows
 _CONTIGUOUS: Final = 0x0001  # NumPy's array flags
 _WRITABLE: Final = 0x0401
 
@@ -75,14 +74,11 @@ class Stream:
                 return self._step_any(x, out)
             x = self._boxed(x)
         fresh = out is None
-        try:
-            if fresh:
-                out = empty(self._out_shape, self._out_dtype)
-                fault = self._enter_fresh(x, out)
-            else:
-                fault = self._enter_step(x, out)
-        except TypeError:  # no array, or elements of a size the entry does not know
-            fault = NOT_FITTING
+        if fresh:
+            out = empty(self._out_shape, self._out_dtype)
+            fault = self._enter_fresh(x, out)
+        else:
+            fault = self._enter_step(x, out)
         if fault == 0:
             return out
         if fault == LEAN:
@@ -105,8 +101,7 @@ class Stream:
             return
         x, y = program.inputs[0], program.outputs[0]
         plain = all(end.layout.order is None for end in self._step_ends.values())
-        small = x.dtype.itemsize in _SMALL and y.dtype.itemsize in _SMALL
-        if not plain or not small or max(len(x.shape), len(y.shape)) > MOST_AXES:
+        if not plain or max(len(x.shape), len(y.shape)) > MOST_AXES:
             return
         from .kernels import executor
 
@@ -120,10 +115,9 @@ class Stream:
         self._runner.forms[FORM_WORDS:] = _form(y, lean_shapes[1], _WRITABLE)
         self._single = True
         self._bind_short_way()
-        sizes, address = (x.dtype.itemsize, y.dtype.itemsize), self._runner.address
-        nogil = not self._runner.tiny
-        self._enter_step = partial(executor.entry(*sizes, nogil=nogil, fresh=False), address)
-        self._enter_fresh = partial(executor.entry(*sizes, nogil=nogil, fresh=True), address)
+        nogil, address = not self._runner.tiny, self._runner.address
+        self._enter_step = partial(executor.entry(nogil, fresh=False), address)
+        self._enter_fresh = partial(executor.entry(nogil, fresh=True), address)
         if lean_shapes[0] == () or _step_shape(x) == ():
             whole = (int, np.integer)
             self._scalar = whole if x.dtype.kind in "iu" else (float, np.floating, *whole)

@@ -31,11 +31,12 @@ from . import lstm as lstm_kernels
 from . import pointwise, rows
 from .product import product_rows
 from .simd import (
+    address_of,
     copy_bytes,
     flush_denormals,
     invoke,
     lanes,
-    object_of,
+    python_object,
     release,
     restore_denormals,
     set_word,
@@ -53,9 +54,6 @@ SIZE = INSTRUCTION_BYTES
     FAULT_VALUE, FAULT_LIMIT, FORMS, START, PORTS,
 ) = (int(w) * 8 for w in Context)  # fmt: skip
 FORM_BYTES = FORM_WORDS * 8
-#: Axes of the array types that entries declare: NumPy's own limit. Unboxing writes as many sizes and strides as the
-#: array has, whatever was declared, so fewer would let an array write past its place.
-ROOM_FOR_AXES = 64
 F_TYPE, F_DTYPE, F_FLAGS, F_AXES, F_SIZES, F_LEAN_AXES, F_LEAN_SIZES = (int(w) * 8 for w in list(Form)[1:])
 FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
 SECOND_PORT = FIRST_PORT + PORT_WORDS * 8
@@ -146,7 +144,7 @@ def call(cx):  # type: ignore[no-untyped-def]
 
 @kernel
 def matches(array, form):  # type: ignore[no-untyped-def]
-    """Which of a form's shapes a NumPy array has: 1 the full, 2 the lean one, 0 none or another kind of array.
+    """Which of a form's shapes an object has: 1 the full, 2 the lean one, 0 none, or it is another kind of object.
 
     Reads the fields of NumPy's array object: data, nd, dimensions, strides, base, descr, flags (unchanged since 1.7).
     """
@@ -192,12 +190,12 @@ def enter(cx, x, out):  # type: ignore[no-untyped-def]
 
     NOT_FITTING if the arrays need converting, BUSY if another caller is running here: nothing has then happened.
     """
-    return enter_objects(cx, object_of(x), object_of(out), False)
+    return enter_objects(cx, address_of(x), address_of(out), False)
 
 
 def enter_fresh(cx, x, out):  # type: ignore[no-untyped-def]
     """As enter(), out being a new array of the full shape; LEAN if all went well and x lacks the batch axis."""
-    return enter_objects(cx, object_of(x), object_of(out), True)
+    return enter_objects(cx, address_of(x), address_of(out), True)
 
 
 def acquire(cx):  # type: ignore[no-untyped-def]
@@ -213,7 +211,7 @@ def give_up(cx):  # type: ignore[no-untyped-def]
 
 def bind(cx, port, step, row, array):  # type: ignore[no-untyped-def]
     """Point a port (the index of its words) at an array with these strides; 1 if the array is C-contiguous, else 0."""
-    fields = object_of(array) + word(word(cx + FORMS))
+    fields = address_of(array) + word(word(cx + FORMS))
     at = cx + 8 * port
     set_word(at, word(fields))
     set_word(at + 8, step)
@@ -233,24 +231,19 @@ def executor(element: str) -> Compiled:
 
 
 @functools.cache
-def entry(x_bytes: int, out_bytes: int, nogil: bool, fresh: bool) -> Callable[[int, Any, Any], int]:
-    """enter(), or enter_fresh(), for item sizes of the two arrays (4 or 8 bytes), whatever their axes."""
-    by_size = {4: types.float32, 8: types.float64}
-    x_type, out_type = (types.Array(by_size[size], ROOM_FOR_AXES, "A") for size in (x_bytes, out_bytes))
+def entry(nogil: bool, fresh: bool) -> Callable[[int, Any, Any], int]:
+    """enter(), or enter_fresh()."""
     function = enter_fresh if fresh else enter
-    name = f"enter-{x_bytes}{out_bytes}{'-nogil' if nogil else ''}{'-fresh' if fresh else ''}"
-    return Compiled(
-        name, types.int64(types.int64, x_type, out_type), functools.partial(_as_it_is, function), nogil
-    ).load()
+    name = f"enter{'-fresh' if fresh else ''}{'-nogil' if nogil else ''}"
+    signature = types.int64(types.int64, python_object, python_object)
+    return Compiled(name, signature, functools.partial(_as_it_is, function), nogil).load()
 
 
 @functools.cache
-def binder(item_bytes: int) -> Callable[[int, int, int, int, Any], int]:
-    """bind() for arrays of an item size."""
-    by_size = {1: types.int8, 2: types.int16, 4: types.float32, 8: types.float64}
-    array_type = types.Array(by_size[item_bytes], ROOM_FOR_AXES, "A")
-    signature = types.int64(types.int64, types.int64, types.int64, types.int64, array_type)
-    return Compiled(f"bind-{item_bytes}", signature, functools.partial(_as_it_is, bind), nogil=False).load()
+def binder() -> Callable[[int, int, int, int, Any], int]:
+    """bind()."""
+    signature = types.int64(types.int64, types.int64, types.int64, types.int64, python_object)
+    return Compiled("bind", signature, functools.partial(_as_it_is, bind), nogil=False).load()
 
 
 @functools.cache

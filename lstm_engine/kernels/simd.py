@@ -21,7 +21,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import NativeValue, intrinsic, models, register_model, unbox
 
 from ..machine import target
 
@@ -251,15 +251,38 @@ def lanes(element: str) -> Lanes:
     return Lanes(element)
 
 
+class ObjectType(types.Type):
+    """Numba's type of a Python object that machine code knows by its address alone."""
+
+    def __init__(self) -> None:
+        super().__init__(name="object_address")
+
+
+@register_model(ObjectType)
+class ObjectModel(models.PrimitiveModel):
+    """An address."""
+
+    def __init__(self, dmm: Any, fe_type: ObjectType) -> None:
+        super().__init__(dmm, fe_type, INT64)
+
+
+@unbox(ObjectType)
+def _object_address(typ: ObjectType, obj: ir.Value, c: Any) -> NativeValue:
+    """Nothing is converted and nothing checked: the caller holds the object, the kernel looks at what it is."""
+    return NativeValue(c.builder.ptrtoint(obj, INT64))
+
+
+python_object = ObjectType()
+
+
 @intrinsic
-def object_of(typing_context: Any, array: Any) -> Any:
-    """Address of the Python object that an array argument was unboxed from."""
+def address_of(typing_context: Any, held: Any) -> Any:
+    """The address of a Python object that an entry was called with."""
 
     def code(context: Any, b: ir.IRBuilder, signature: Any, values: Any) -> Any:
-        unboxed = context.make_array(signature.args[0])(context, b, values[0])
-        return b.ptrtoint(unboxed.parent, INT64)
+        return values[0]
 
-    return address(array), code
+    return address(held), code
 
 
 # ---------------------------------------------------------------------------------------------------------------------
