@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -25,10 +25,9 @@ import typer
 
 from . import __version__
 from .errors import InputError, LstmEngineError
+from .signals import Signals, remembered_interrupts
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     import numpy as np
     from rich.console import Console
 
@@ -491,7 +490,7 @@ def stream(
     if state is not None and state.exists():
         _restore(opened, state)
     try:
-        with _Signals() as signals:
+        with Signals() as signals:
             _answer_lines(opened, Lines(opened, form), signals, skip_bad)
     finally:
         if state is not None:
@@ -509,13 +508,13 @@ def _restore(opened: Stream, path: Path) -> None:
     opened.state = State.from_bytes(path.read_bytes())
 
 
-def _answer_lines(opened: Stream, lines: Any, signals: _Signals, skip_bad: bool) -> None:
+def _answer_lines(opened: Stream, lines: Any, signals: Signals, skip_bad: bool) -> None:
     """A step and a line for each line, until there are no more or a signal ends it between two."""
     from .report.lines import bad_line
 
     source = sys.stdin.buffer if sys.stdin is not None else None
     number = 0
-    while source is not None and (line := signals.line_of(source)):
+    while source is not None and (line := signals.line_of(source, _LONGEST_LINE)):
         number += 1
         if line.isspace():
             continue
@@ -537,41 +536,6 @@ def _skip_rest(line: bytes, source: IO[bytes]) -> None:
     while line and not line.endswith(b"\n"):
         line = source.readline(_LONGEST_LINE)
     raise InputError(f"longer than {_LONGEST_LINE:,} bytes")
-
-
-class _Signals:
-    """Lets SIGINT and SIGTERM end the work between two lines, never within one: the state stays that of whole lines."""
-
-    def __init__(self) -> None:
-        self.arrived = 0
-        self._reading = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        with suppress(ValueError):  # only the main thread may
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def line_of(self, source: IO[bytes]) -> bytes:
-        """The next line; b'' at the end, or when a signal has come."""
-        try:
-            self._reading = True
-            line = b"" if self.arrived else source.readline(_LONGEST_LINE)
-            self._reading = False
-        except InterruptedError:
-            return b""
-        return line
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.arrived = number
-        if self._reading:
-            self._reading = False
-            raise InterruptedError
 
 
 # --- generate --------------------------------------------------------------------------------------------------------
@@ -612,15 +576,18 @@ def generate(
     start: Any = _parsed_ids(text.replace(",", " ").split()) if ids else text
     ends: Any = () if endless else (_parsed_ids(stop) if ids else stop) if stop else None
     sampler = Sampler(temperature, top_k, top_p, seed)
-    opened = options.load(_shipped_model() if model is None else model).stream()
-    tokens = generated(opened, start, max_tokens=max_tokens, sampler=sampler, stop=ends)
     printer = _Printer(" " if ids else "")
-    try:
-        printer.show(" ".join(map(str, start)) if echo and ids else text if echo else "")
-        first = _first_of(tokens) if len(text) > _LONG_PROMPT else []
-        printer.show_all(chain(first, tokens))
-    finally:
-        printer.finish()
+    with remembered_interrupts() as interrupts:
+        opened = options.load(_shipped_model() if model is None else model).stream()
+        tokens = generated(opened, start, max_tokens=max_tokens, sampler=sampler, stop=ends)
+        try:
+            printer.show(" ".join(map(str, start)) if echo and ids else text if echo else "")
+            first = _first_of(tokens) if len(text) > _LONG_PROMPT else []
+            printer.show_all(takewhile(lambda _: not interrupts, chain(first, tokens)))
+        finally:
+            printer.finish()
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 def _first_of(tokens: Iterator[Any]) -> list[Any]:

@@ -735,3 +735,21 @@ def test_other_encodings_are_no_reason_to_fail(environment: dict[str, str]) -> N
     )
     assert done.returncode == 0
     assert b"h0 ? hn" in done.stdout
+
+
+@POSIX
+def test_an_interrupt_that_python_forgets_still_ends_a_generation(environment: dict[str, str]) -> None:
+    """An exception raised within a callback from C is dropped; that the interrupt came is not."""
+    program = (
+        "import os, signal, sys\n"
+        "from lstm_engine.signals import remembered_interrupts\n"
+        "class Callback:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        for _ in range(1000): pass\n"
+        "with remembered_interrupts() as noted:\n"
+        "    Callback()\n"
+        "print(noted == [signal.SIGINT], signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "True"], done.stderr

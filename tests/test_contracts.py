@@ -140,11 +140,11 @@ _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
 MAY_IMPORT["feeds"] = {"errors", "graph", "reference"}
 MAY_IMPORT["stream"] |= {"feeds"}
-for _top in ("generate", "generation", "session"):
+for _top in ("generation", "session"):
     MAY_IMPORT[_top] = {*_LOWER, "model", "feeds"}
 MAY_IMPORT["report"] = {*_LOWER, "model", "feeds", "generation"}
-MAY_IMPORT["generate"] |= {"generation"}
-MAY_IMPORT["cli"] = {*_LOWER, "model", "feeds", "generation", "session", "report", "__version__"}
+MAY_IMPORT["signals"] = set()
+MAY_IMPORT["cli"] = {*_LOWER, "model", "feeds", "generation", "session", "report", "signals", "__version__"}
 
 
 def module_of(path: Path) -> str:
