@@ -28,7 +28,6 @@ from typing import Any, Final
 
 import llvmlite
 import numba
-from numba import types
 
 from .machine import cache_folder, target
 
@@ -212,6 +211,3 @@ def _sweep(folder: Path) -> None:
     abandoned = [file for file in folder.glob(".writing-*") if file.stat().st_mtime < newest - 3600]
     for file in [*files[_MAX_CACHE_FILES:], *abandoned]:
         file.unlink(missing_ok=True)
-
-
-word_type: Final = types.int64

@@ -8,7 +8,7 @@ Gates: i input, o output, f forget, g candidate (ONNX writes c); ``c`` alone is 
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import numpy as np
 
@@ -20,8 +20,6 @@ GATES: Final = GATE_ORDER["onnx"]
 #: Order of the peephole vectors in ONNX's P.
 PEEPHOLES: Final = "iof"
 DIRECTIONS: Final = ("forward", "reverse", "bidirectional")
-
-Array = TypeVar("Array", bound=np.ndarray)
 
 
 def to_onnx_gates(stacked: np.ndarray, source: Framework, axis: int = 0) -> np.ndarray:

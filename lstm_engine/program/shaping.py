@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..graph import Node
 from .lower import Lowering, NoInstructionError, emits
 from .program import Rows
@@ -150,8 +148,3 @@ def lower_concat(low: Lowering, node: Node) -> None:
         low.copy(part, out.columns(first, part.width))
         first += part.width
     low.rows[node.output(0)] = out
-
-
-def is_zero(value: np.ndarray | None) -> bool:
-    """Whether a known value is nothing but zeros."""
-    return value is not None and not value.any()
