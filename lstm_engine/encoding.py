@@ -238,7 +238,6 @@ MOST_AXES: Final = 8  # of an array that a Form describes
 # Returned by the compiled entries beside 0 and fault codes:
 NOT_FITTING: Final = -1  # the arrays need converting first
 BUSY: Final = -2  # another caller is running on this context
-LEAN: Final = -3  # done, for an input without its batch axis and an output with it
 
 
 class Form(IntEnum):

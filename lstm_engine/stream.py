@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy import empty, ndarray
 
-from .encoding import FORM_WORDS, LEAN, MOST_AXES, NOT_FITTING, Context, Form
+from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form
 from .engine import Attachment, Layout, Runner
 from .errors import InputError, StateError, listed
 from .feeds import bind_constants, converted
@@ -35,7 +35,7 @@ class Stream:
     """
 
     __slots__ = (
-        "_box", "_enter_fresh", "_enter_step", "_last_chunk", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
+        "_box", "_enter_step", "_fresh_shape", "_last_chunk", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
         "_runner", "_scalar", "_single", "_step_ends", "batch", "inputs", "model", "outputs",
     )  # fmt: skip
 
@@ -75,14 +75,10 @@ class Stream:
             x = self._boxed(x)
         fresh = out is None
         if fresh:
-            out = empty(self._out_shape, self._out_dtype)
-            fault = self._enter_fresh(x, out)
-        else:
-            fault = self._enter_step(x, out)
+            out = empty(self._fresh_shape, self._out_dtype)
+        fault = self._enter_step(x, out)
         if fault == 0:
             return out
-        if fault == LEAN:
-            return out.reshape(self._out_lean)  # type: ignore[union-attr]
         if fault == NOT_FITTING:
             return self._step_any(x, None if fresh else out)
         raise self._runner.fault(fault)
@@ -91,12 +87,12 @@ class Stream:
         """The array forms a step takes as they are, and the compiled entry that checks them."""
         program = self._lowered.program
         self._enter_step: Any = _never_fits
-        self._enter_fresh: Any = _never_fits
         self._scalar: tuple[type, ...] = ()
         self._single = False
         self._out_dtype = np.dtype(np.float32)
         self._out_shape: tuple[int, ...] = ()
         self._out_lean: tuple[int, ...] = ()
+        self._fresh_shape: tuple[int, ...] = ()  # of a new result, as the last step that was new in form wanted it
         if len(program.inputs) != 1 or len(program.outputs) != 1 or program.hosts or program.canaries:
             return
         x, y = program.inputs[0], program.outputs[0]
@@ -111,13 +107,13 @@ class Stream:
             [None, None] if None in lean else [_without(_step_shape(p), i) for p, i in zip((x, y), lean, strict=True)]
         )
         self._out_lean = lean_shapes[1] if lean_shapes[1] is not None else self._out_shape
+        self._fresh_shape = self._out_lean
         self._runner.forms[:FORM_WORDS] = _form(x, lean_shapes[0], _CONTIGUOUS)
         self._runner.forms[FORM_WORDS:] = _form(y, lean_shapes[1], _WRITABLE)
         self._single = True
         self._bind_short_way()
         nogil, address = not self._runner.tiny, self._runner.address
-        self._enter_step = partial(executor.entry(nogil, fresh=False), address)
-        self._enter_fresh = partial(executor.entry(nogil, fresh=True), address)
+        self._enter_step = partial(executor.entry(nogil), address)
         if lean_shapes[0] == () or _step_shape(x) == ():
             whole = (int, np.integer)
             self._scalar = whole if x.dtype.kind in "iu" else (float, np.floating, *whole)
@@ -141,6 +137,7 @@ class Stream:
     def _step_any(self, x: Any, out: np.ndarray | None) -> Any:
         """A step with whatever it takes to bring x into shape."""
         feeds, lean = self._step_feeds(x)
+        self._fresh_shape = self._out_lean if lean else self._out_shape
         shapes = {port.name: self._result_shape(port, lean) for port in self._lowered.program.outputs}
         targets = {} if out is None else self._checked_targets(out, shapes)
         results = {name: array.reshape(shapes[name]) for name, array in self._fitting_step(feeds).items()}

@@ -17,7 +17,6 @@ from ..encoding import (
     BUSY,
     FORM_WORDS,
     INSTRUCTION_BYTES,
-    LEAN,
     NOT_FITTING,
     PORT_WORDS,
     Context,
@@ -168,12 +167,15 @@ def matches(array, form):  # type: ignore[no-untyped-def]
     return kind
 
 
-@kernel
-def enter_objects(cx, x, out, leaner):  # type: ignore[no-untyped-def]
-    """Run with two NumPy arrays as the first two ports. ``leaner``: x may lack the batch axis that out has."""
-    forms = word(cx + FORMS)
-    kind, out_kind = matches(x, forms), matches(out, forms + FORM_BYTES)
-    if kind == 0 or out_kind == 0 or not (kind == out_kind or (leaner and out_kind == 1)):
+def enter(cx, x, out):  # type: ignore[no-untyped-def]
+    """The shortest way from Python: run with two NumPy arrays as the first two ports, both with the batch axis or both
+    without.
+
+    NOT_FITTING if the arrays need converting, BUSY if another caller is running here: nothing has then happened.
+    """
+    x, out, forms = address_of(x), address_of(out), word(cx + FORMS)
+    kind = matches(x, forms)
+    if kind == 0 or matches(out, forms + FORM_BYTES) != kind:
         return NOT_FITTING
     if try_acquire(cx + BUSY_WORD) == 0:
         return BUSY
@@ -182,20 +184,7 @@ def enter_objects(cx, x, out, leaner):  # type: ignore[no-untyped-def]
     set_word(cx + SECOND_PORT, word(out + header))
     fault = invoke(word(cx + EXECUTOR), cx)
     release(cx + BUSY_WORD)
-    return LEAN if fault == 0 and kind != out_kind else fault
-
-
-def enter(cx, x, out):  # type: ignore[no-untyped-def]
-    """The shortest way from Python, with an array for the result: both with the batch axis or both without.
-
-    NOT_FITTING if the arrays need converting, BUSY if another caller is running here: nothing has then happened.
-    """
-    return enter_objects(cx, address_of(x), address_of(out), False)
-
-
-def enter_fresh(cx, x, out):  # type: ignore[no-untyped-def]
-    """As enter(), out being a new array of the full shape; LEAN if all went well and x lacks the batch axis."""
-    return enter_objects(cx, address_of(x), address_of(out), True)
+    return fault
 
 
 def acquire(cx):  # type: ignore[no-untyped-def]
@@ -231,12 +220,10 @@ def executor(element: str) -> Compiled:
 
 
 @functools.cache
-def entry(nogil: bool, fresh: bool) -> Callable[[int, Any, Any], int]:
-    """enter(), or enter_fresh()."""
-    function = enter_fresh if fresh else enter
-    name = f"enter{'-fresh' if fresh else ''}{'-nogil' if nogil else ''}"
+def entry(nogil: bool) -> Callable[[int, Any, Any], int]:
+    """enter()."""
     signature = types.int64(types.int64, python_object, python_object)
-    return Compiled(name, signature, functools.partial(_as_it_is, function), nogil).load()
+    return Compiled(f"enter{'-nogil' if nogil else ''}", signature, functools.partial(_as_it_is, enter), nogil).load()
 
 
 @functools.cache

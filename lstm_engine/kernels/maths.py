@@ -104,20 +104,36 @@ def expm1(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return _Powers(v, b, v.maximum(b, v.constant(_bounds(v)[0] / LOG2E), x), LOG2E).expm1()
 
 
-def sigmoid(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """σ(x) = 1 / (1 + e^-x)."""
+def _sigmoid_denominator(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """1 + e^-x, of which σ(x) is the reciprocal; inf where σ(x) is 0."""
     one = v.constant(1.0)
     powers = _Powers(v, b, _bounded(v, b, x, -LOG2E), -LOG2E)
     power = b.fmul(v.fma(b, powers.r, powers.quotient(), one), powers.scale())
-    return b.fdiv(one, b.fadd(one, power))
+    return b.fadd(one, power)
 
 
-def tanh(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """tanh(x) = -expm1(-2|x|) / (2 + expm1(-2|x|)), with the sign of x: exact near 0."""
+def _tanh_parts(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """e and 2 + e with e = expm1(-2|x|), whose quotient is -tanh|x|, exact near 0."""
     factor = -2.0 * LOG2E
     magnitude = v.minimum(b, v.constant(_bounds(v)[0] / factor), v.unary(b, "fabs", x))
     below = _Powers(v, b, magnitude, factor).expm1()
-    return v.copysign(b, b.fdiv(below, b.fadd(below, v.constant(2.0))), x)
+    return below, b.fadd(below, v.constant(2.0))
+
+
+def sigmoid(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """σ(x) = 1 / (1 + e^-x)."""
+    return b.fdiv(v.constant(1.0), _sigmoid_denominator(v, b, x))
+
+
+def tanh(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """tanh(x) = -expm1(-2|x|) / (2 + expm1(-2|x|)), with the sign of x."""
+    return v.copysign(b, b.fdiv(*_tanh_parts(v, b, x)), x)
+
+
+def gated_tanh(v: Lanes, b: ir.IRBuilder, gate: ir.Value, x: ir.Value) -> ir.Value:
+    """σ(gate)·tanh(x) in one division: the reciprocal and the quotient share their denominators' product."""
+    below, denominator = _tanh_parts(v, b, x)
+    return v.copysign(b, b.fdiv(below, b.fmul(_sigmoid_denominator(v, b, gate), denominator)), x)
 
 
 def softsign(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
@@ -151,7 +167,6 @@ def cell(
     v: Lanes, b: ir.IRBuilder, z: tuple[ir.Value, ir.Value, ir.Value, ir.Value], c: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """One LSTM cell: pre-activations z = (i, o, f, g) and c_{t-1} to (c_t, h_t)."""
-    i, o, f = (sigmoid(v, b, gate) for gate in z[:3])
-    g = tanh(v, b, z[3])
-    c = v.fma(b, f, c, b.fmul(i, g))
-    return c, b.fmul(o, tanh(v, b, c))
+    i, o, f, g = z
+    c = v.fma(b, sigmoid(v, b, f), c, gated_tanh(v, b, i, g))
+    return c, gated_tanh(v, b, o, c)
