@@ -32,6 +32,7 @@ class Opcode(IntEnum):
     MAP = 8  # f(x), elementwise
     JOIN = 9  # f(x, y), elementwise
     SOFTMAX = 10  # along the row
+    RECURRENT = 11  # one direction of a GRU or RNN layer
 
 
 class Copy(IntEnum):
@@ -102,6 +103,45 @@ class Lstm(IntEnum):
     HIDDEN = 29  # scratch: one padded row of o∘h(c) before the projection
     HIDDEN_UNITS = 30  # H, where a projection follows
     ZEROS = 31  # constant: one vector of zeros
+
+
+class Cell(IntEnum):
+    """What RECURRENT computes of its sums."""
+
+    RNN = 0
+    GRU = 1  # the reset gate acts on h
+    GRU_LINEAR = 2  # the reset gate acts on the product with h (linear_before_reset)
+
+
+class Recurrent(IntEnum):
+    """Fields of RECURRENT. Sums are planes of ⌈H/16⌉ vectors: one for the RNN, n_x, z, r, n_h for the GRU."""
+
+    X = 1
+    X_STRIDE = 2
+    Y = 3
+    Y_STRIDE = 4
+    H = 5  # state h, one padded row a batch row
+    H_STRIDE = 6
+    W = 7  # as DENSE's weights: the first plane, or for the GRU the first three
+    R = 8  # the RNN's plane; planes z, r (GRU) or z, r, n_h (GRU_LINEAR)
+    R_CANDIDATE = 9  # plane n_x from r∘h, or -1
+    BIAS = 10  # all planes
+    INPUTS = 11
+    UNITS = 12  # H
+    VECTORS = 13  # ⌈H/16⌉
+    ROWS = 14
+    TIMED = 15
+    REVERSE = 16
+    SUMS = 17  # scratch: HOIST steps of ROWS rows of all planes
+    HOIST = 18  # steps projected at once, at least 1
+    CELL = 19
+    CLIP = 20  # bits of a float64; 0.0: none
+    ACTIVATIONS = 21  # function codes of f, g at 8-bit places
+    PARAMETERS = 22  # constant: alpha, beta of f, g as float64
+    LENGTHS = 23  # int32 a row, or -1
+    LENGTH_STRIDE = 24
+    RESET = 25  # scratch: ROWS planes of r∘h, or -1
+    ZEROS = 26  # constant: one vector of zeros
 
 
 class Dense(IntEnum):

@@ -1,4 +1,4 @@
-"""The cases that parity, property and contract tests share: one LSTM node with any option, and whole networks.
+"""The cases that parity, property and contract tests share: one recurrent node with any option, and whole networks.
 
 A case is a frozen value that builds its model, draws its feeds and says where the time axes lie.
 """
@@ -22,13 +22,15 @@ Feeds = dict[str, np.ndarray]
 
 #: (steps, batch) that reach one step, blocks and their remainders, and every row remainder of the kernels.
 SIZES = [(1, 1), (2, 1), (5, 2), (7, 3), (33, 1), (9, 5), (3, 6), (6, 7), (17, 16), (70, 1), (40, 2)]
+#: Gates in the stacked weights.
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 #: Hidden sizes around the vector width and its multiples.
 WIDTHS = [1, 2, 3, 7, 15, 16, 17, 31, 33, 48, 63, 64, 65]
 
 
 @dataclass(frozen=True)
-class LstmCase:
-    """One LSTM node.
+class LayerCase:
+    """One LSTM, GRU or RNN node.
 
     ``lengths``: '' absent, 'input' a graph input, 'constant' an initialiser (of value T for all rows).
     ``states``: '' absent, 'inputs', 'h input' (c absent), 'c input', 'zeros' or 'constants' (initialisers, batch ``B``).
@@ -50,13 +52,15 @@ class LstmCase:
     lengths: str = ""
     states: str = ""
     hidden_size: bool = True
+    op: str = "LSTM"
+    linear_before_reset: int | None = None
     outputs: tuple[str, ...] = ("Y", "Y_h", "Y_c")
     dtype: str = "float32"
     opset: int = 17
     seed: int = 0
 
     def __str__(self) -> str:
-        plain = LstmCase()
+        plain = LayerCase()
         changed = {k: getattr(self, k) for k in self.__dataclass_fields__ if getattr(self, k) != getattr(plain, k)}
         return ",".join(f"{k}={v}" for k, v in changed.items()) or "plain"
 
@@ -78,8 +82,19 @@ class LstmCase:
 
     def weights(self) -> Feeds:
         return builders.random_weights(
-            self.I, self.H, self.directions, bias=self.bias, peephole=self.peephole, seed=self.seed, dtype=self.dtype
-        )
+            self.I, self.H, self.directions, bias=self.bias, peephole=self.peephole,
+            gates=GATES[self.op], seed=self.seed, dtype=self.dtype,
+        )  # fmt: skip
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of the outputs there are: only an LSTM has a cell state."""
+        return tuple(name for name in self.outputs if self.op == "LSTM" or name != "Y_c")
+
+    @property
+    def kinds(self) -> str:
+        """The states there are."""
+        return "hc" if self.op == "LSTM" else "h"
 
     def model(self) -> bytes:
         arrays = self.weights()
@@ -94,7 +109,7 @@ class LstmCase:
         elif self.lengths == "constant":
             arrays["lengths"] = np.full(self.B, self.T, np.int32)
             names["lengths"] = "lengths"
-        for kind in "hc":
+        for kind in self.kinds:
             if self.states in ("inputs", f"{kind} input"):
                 inputs.append((f"{kind}0", self.dtype, state))
                 names[kind] = f"{kind}0"
@@ -106,10 +121,10 @@ class LstmCase:
         places += ["P"] if self.peephole else []
         while not places[-1]:
             places.pop()
-        node = helper.make_node("LSTM", places, list(self.outputs), name="lstm", **self.attributes())
+        node = helper.make_node(self.op, places, list(self.results), name="layer", **self.attributes())
         y = ["batch", "time", self.directions, self.H] if self.layout else ["time", self.directions, "batch", self.H]
         shapes = {"Y": y, "Y_h": state, "Y_c": state}
-        results = [(name, self.dtype, shapes[name]) for name in self.outputs if name]
+        results = [(name, self.dtype, shapes[name]) for name in self.results if name]
         return builders.make_model([node], inputs, results, arrays, self.opset).SerializeToString()
 
     def attributes(self) -> dict[str, Any]:
@@ -122,6 +137,7 @@ class LstmCase:
             "activation_beta": list(self.betas) or None,
             "clip": self.clip,
             "input_forget": self.input_forget,
+            "linear_before_reset": self.linear_before_reset,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -134,7 +150,7 @@ class LstmCase:
         made = {"X": draw.normal(size=(B, T, self.I) if self.layout else (T, B, self.I)).astype(self.dtype)}
         if self.lengths == "input":
             made["lengths"] = draw.integers(0, T + 1, B).astype(np.int32)
-        for kind in "hc":
+        for kind in self.kinds:
             if self.states in ("inputs", f"{kind} input"):
                 made[f"{kind}0"] = draw.uniform(-1, 1, self.state_shape(B)).astype(self.dtype)
         return made
@@ -199,7 +215,7 @@ class NetCase:
         return made
 
 
-Case = LstmCase | NetCase
+Case = LayerCase | NetCase
 
 
 def examples(count: int) -> settings:
@@ -387,22 +403,22 @@ PARAMETERS = {
 }
 
 
-def with_activations(case: LstmCase, *names: str) -> LstmCase:
+def with_activations(case: LayerCase, *names: str) -> LayerCase:
     """The case with these activations and as many alphas and betas as they take."""
     alphas = [0.25 + 0.125 * k for k, name in enumerate(names) for _ in range(PARAMETERS[name][0])]
     betas = [0.5 + 0.0625 * k for k, name in enumerate(names) for _ in range(PARAMETERS[name][1])]
     return replace(case, activations=names, alphas=tuple(alphas), betas=tuple(betas))
 
 
-def _lstm_table() -> list[LstmCase]:
-    plain = LstmCase()
-    table = [LstmCase(I=3 + k % 3, H=H, T=4 + k % 3, B=1 + k % 3, seed=k) for k, H in enumerate(WIDTHS)]
-    table += [LstmCase(I=5, H=17, T=T, B=B, seed=T) for T, B in SIZES]
-    table += [LstmCase(I=inputs, H=6, T=35, B=1) for inputs in (1, 2, 13, 16, 17, 64, 65)]
-    table += [LstmCase(I=200, H=33, T=37, B=B) for B in (1, 2)]  # projected ahead of the steps
+def _layer_table() -> list[LayerCase]:
+    plain = LayerCase()
+    table = [LayerCase(I=3 + k % 3, H=H, T=4 + k % 3, B=1 + k % 3, seed=k) for k, H in enumerate(WIDTHS)]
+    table += [LayerCase(I=5, H=17, T=T, B=B, seed=T) for T, B in SIZES]
+    table += [LayerCase(I=inputs, H=6, T=35, B=1) for inputs in (1, 2, 13, 16, 17, 64, 65)]
+    table += [LayerCase(I=200, H=33, T=37, B=B) for B in (1, 2)]  # projected ahead of the steps
     for direction in ("reverse", "bidirectional"):
-        table += [LstmCase(I=4, H=H, T=9, B=B, direction=direction) for H in (3, 16, 17, 32) for B in (1, 3)]
-        table += [LstmCase(H=16, T=70, B=2, direction=direction), LstmCase(I=130, H=20, T=40, direction=direction)]
+        table += [LayerCase(I=4, H=H, T=9, B=B, direction=direction) for H in (3, 16, 17, 32) for B in (1, 3)]
+        table += [LayerCase(H=16, T=70, B=2, direction=direction), LayerCase(I=130, H=20, T=40, direction=direction)]
     for direction in ("forward", "reverse", "bidirectional"):
         base = replace(plain, direction=direction, B=3)
         table += [replace(base, layout=1), replace(base, layout=1, states="inputs", H=16)]
@@ -432,6 +448,31 @@ def _lstm_table() -> list[LstmCase]:
     return table
 
 
+def _gated_table() -> list[LayerCase]:
+    """GRU, its reset gate before and after the product, and RNN."""
+    table = []
+    for op, linear, functions in (("GRU", None, 2), ("GRU", 1, 2), ("RNN", None, 1)):
+        plain = LayerCase(op=op, linear_before_reset=linear)
+        table += [replace(plain, I=3 + k % 3, H=H, T=4 + k % 3, B=1 + k % 3, seed=k) for k, H in enumerate(WIDTHS)]
+        table += [replace(plain, I=5, H=17, T=T, B=B, seed=T) for T, B in SIZES]
+        table += [replace(plain, I=200, H=33, T=37, B=B) for B in (1, 2)]  # projected ahead of the steps
+        table += [replace(plain, opset=opset) for opset in (7, 14, 22)]
+        for direction in ("forward", "reverse", "bidirectional"):
+            base = replace(plain, direction=direction, B=3)
+            table += [replace(base, H=16, T=70), replace(base, layout=1, states="inputs", H=16)]
+            table += [replace(base, lengths=lengths, T=6) for lengths in ("input", "constant")]
+            table += [replace(base, lengths="input", layout=1, states="inputs", H=17, bias=False)]
+            table += [replace(base, states=s) for s in ("inputs", "zeros", "constants")]
+            table += [replace(base, clip=0.3), replace(base, dtype="float64", H=17)]
+            table += [
+                with_activations(base, *["HardSigmoid", "Softsign", "ScaledTanh", "Elu"][: functions * base.directions])
+            ]
+        for name in PARAMETERS:
+            table += [with_activations(replace(plain, H=17), *["Sigmoid", name][-functions:])]
+        table += [replace(plain, outputs=o) for o in (("Y",), ("", "Y_h"))]
+    return table
+
+
 def _net_table() -> list[NetCase]:
     table = [NetCase(head=head, hidden=(9,)) for head in HEADS]
     table += [NetCase(head=head, hidden=(16, 7), batch_first=True, B=3) for head in HEADS]
@@ -448,7 +489,7 @@ def _net_table() -> list[NetCase]:
     return table
 
 
-LSTMS = _lstm_table()
+LAYERS = _layer_table() + _gated_table()
 NETS = _net_table()
 
 
@@ -460,14 +501,14 @@ def model_of(case: Case) -> le.Model:
 
 def steps_of(case: Case, feeds: Feeds) -> list[Feeds]:
     """The feeds of each single step: what has a time axis without it, the rest left out."""
-    name = "X" if isinstance(case, LstmCase) else "x"
+    name = "X" if isinstance(case, LayerCase) else "x"
     x = feeds[name]
     return [{name: np.take(x, t, axis=case.time_axis)} for t in range(x.shape[case.time_axis])]
 
 
 def cut(case: Case, feeds: Feeds, first: int, last: int) -> Feeds:
     """The feeds of steps ``first`` to ``last``."""
-    name = "X" if isinstance(case, LstmCase) else "x"
+    name = "X" if isinstance(case, LayerCase) else "x"
     places = (slice(None),) * case.time_axis
     return {name: feeds[name][(*places, slice(first, last))]}
 
@@ -502,15 +543,18 @@ def array_of(value: Any, name: str = "") -> Any:
 
 #: A few cases of each kind, for tests that cost a process or much time each.
 FEW: list[Case] = [
-    LstmCase(H=17, T=33, B=1),
-    LstmCase(I=200, H=33, T=37, B=2),
-    LstmCase(H=16, T=6, B=5, direction="bidirectional", lengths="input"),
-    LstmCase(H=19, peephole=True, clip=0.4, input_forget=1, states="inputs", layout=1),
-    LstmCase(dtype="float64", H=17, T=9, B=3),
+    LayerCase(H=17, T=33, B=1),
+    LayerCase(I=200, H=33, T=37, B=2),
+    LayerCase(H=16, T=6, B=5, direction="bidirectional", lengths="input"),
+    LayerCase(H=19, peephole=True, clip=0.4, input_forget=1, states="inputs", layout=1),
+    LayerCase(dtype="float64", H=17, T=9, B=3),
+    LayerCase(op="GRU", linear_before_reset=1, H=17, T=33, B=2, states="inputs"),
+    LayerCase(op="GRU", H=16, T=6, B=5, direction="bidirectional", lengths="input"),
+    LayerCase(op="RNN", H=19, I=40, T=40, B=1),
     NetCase(hidden=(16, 7), head="dense_softmax", batch_first=True, B=3),
     NetCase(vocabulary=11, hidden=(20, 20), head="dense_log_softmax", outputs=65, T=40, B=1),
     NetCase(hidden=(5, 6), bidirectional=True, head="last_y_h_softmax"),
     NetCase(hidden=(8, 5), states="inputs", head="gates"),
 ]
 
-__all__ = ["FEW", "LSTMS", "NETS", "Case", "Feeds", "LstmCase", "NetCase", "field", "model_of", "steps_of"]
+__all__ = ["FEW", "LAYERS", "NETS", "Case", "Feeds", "LayerCase", "NetCase", "field", "model_of", "steps_of"]

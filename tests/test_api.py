@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import FEW, Case, LstmCase, NetCase, assert_same_bits, model_of, with_activations
+from cases import FEW, Case, LayerCase, NetCase, assert_same_bits, model_of, with_activations
 
 import lstm_engine as le
 
-PLAIN = LstmCase(I=5, H=17)
-ONE = LstmCase(I=5, H=17, outputs=("Y",))
+PLAIN = LayerCase(I=5, H=17)
+ONE = LayerCase(I=5, H=17, outputs=("Y",))
 TOKENS = NetCase(vocabulary=11, hidden=(9,), head="dense", outputs=4)
-STATEFUL = LstmCase(I=5, H=17, states="inputs")
+STATEFUL = LayerCase(I=5, H=17, states="inputs")
 SCALAR = NetCase(I=1, hidden=(8,), head="dense", outputs=1)
 
 
 def x_of(case: Case, batch: int = 1, steps: int = 4) -> np.ndarray:
     feeds = case.feeds(0, steps, batch)
-    return feeds["X" if isinstance(case, LstmCase) else "x"]
+    return feeds["X" if isinstance(case, LayerCase) else "x"]
 
 
 # --- load -------------------------------------------------------------------------------------------------------------
@@ -93,8 +93,8 @@ def test_what_is_not_implemented_is_named() -> None:
     model = make_model([node], [("X", np.float32, [2])], [("Y", np.float32, [2])], domains={"my.domain": 1})
     with pytest.raises(le.UnsupportedModelError, match="Frobnicate"):
         le.load(model.SerializeToString())
-    gates = with_activations(LstmCase(), "Affine", "Tanh", "Tanh")
-    bare = LstmCase(activations=gates.activations)  # Affine has no alpha of its own
+    gates = with_activations(LayerCase(), "Affine", "Tanh", "Tanh")
+    bare = LayerCase(activations=gates.activations)  # Affine has no alpha of its own
     with pytest.raises((le.UnsupportedModelError, le.ModelFormatError), match="Affine"):
         le.load(bare.model())
 
@@ -115,16 +115,16 @@ REAL = ["float16", "float32", "float64", "longdouble", "int8", "int16", "int32",
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("case", [ONE, LstmCase(I=5, H=9, dtype="float64", outputs=("Y",))], ids=str)
-def test_any_real_dtype_rounds(case: LstmCase, dtype: str) -> None:
+@pytest.mark.parametrize("case", [ONE, LayerCase(I=5, H=9, dtype="float64", outputs=("Y",))], ids=str)
+def test_any_real_dtype_rounds(case: LayerCase, dtype: str) -> None:
     x = (10 * x_of(case, 2)).astype(dtype)
     got = model_of(case).run(x)
     assert_same_bits(got, model_of(case).run(x.astype(case.dtype)))
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("case", [ONE, LstmCase(I=5, H=9, dtype="float64", outputs=("Y",)), PLAIN], ids=str)
-def test_any_real_dtype_steps(case: LstmCase, dtype: str) -> None:
+@pytest.mark.parametrize("case", [ONE, LayerCase(I=5, H=9, dtype="float64", outputs=("Y",)), PLAIN], ids=str)
+def test_any_real_dtype_steps(case: LayerCase, dtype: str) -> None:
     x = (10 * x_of(case)).astype(dtype)
     one, other = model_of(case).stream(), model_of(case).stream()
     for t in range(len(x)):
@@ -323,7 +323,7 @@ def out_of(case: Case, batch: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
-    "case", [ONE, TOKENS, NetCase(head="dense_softmax", batch_first=True), LstmCase(H=9, dtype="float64", outputs=("Y",))],
+    "case", [ONE, TOKENS, NetCase(head="dense_softmax", batch_first=True), LayerCase(H=9, dtype="float64", outputs=("Y",))],
     ids=str,
 )  # fmt: skip
 def test_out_is_written_and_returned(case: Case, batch: int) -> None:
@@ -413,9 +413,9 @@ def test_streams_refuse_what_is_no_batch() -> None:
 @pytest.mark.parametrize(
     ("case", "said"),
     [
-        (LstmCase(direction="bidirectional"), "both ways"),
-        (LstmCase(direction="reverse"), "backwards"),
-        (LstmCase(lengths="input"), "lengths"),
+        (LayerCase(direction="bidirectional"), "both ways"),
+        (LayerCase(direction="reverse"), "backwards"),
+        (LayerCase(lengths="input"), "lengths"),
         (NetCase(bidirectional=True, head="dense"), "both ways"),
     ],
     ids=str,
@@ -460,7 +460,7 @@ def in_threads(count: int, work: Callable[[int], Any]) -> list[BaseException]:
     return raised
 
 
-@pytest.mark.parametrize("case", [ONE, PLAIN, TOKENS, LstmCase(I=64, H=200, outputs=("Y",))], ids=str)
+@pytest.mark.parametrize("case", [ONE, PLAIN, TOKENS, LayerCase(I=64, H=200, outputs=("Y",))], ids=str)
 def test_one_stream_in_two_threads_is_serial_or_refused(case: Case) -> None:
     """Never a crash, never a torn result: what got through went one after another."""
     stream = model_of(case).stream()
@@ -484,7 +484,7 @@ def test_one_stream_in_two_threads_is_serial_or_refused(case: Case) -> None:
 
 
 def test_other_calls_on_a_busy_stream_are_refused_or_serial() -> None:
-    case = LstmCase(I=64, H=128, outputs=("Y",))
+    case = LayerCase(I=64, H=128, outputs=("Y",))
     stream = model_of(case).stream()
     chunk = x_of(case, steps=300)
     calls = [
@@ -504,7 +504,7 @@ def test_other_calls_on_a_busy_stream_are_refused_or_serial() -> None:
 
 
 def test_a_model_runs_in_many_threads_at_once() -> None:
-    cases = [STATEFUL, TOKENS, LstmCase(H=16, T=6, B=5, direction="bidirectional", lengths="input")]
+    cases = [STATEFUL, TOKENS, LayerCase(H=16, T=6, B=5, direction="bidirectional", lengths="input")]
     jobs = [(model_of(case), case.feeds(seed, 3 + 11 * seed, 1 + seed)) for case in cases for seed in range(3)]
     expected = [model.run(feeds) for model, feeds in jobs]
 
@@ -779,7 +779,7 @@ def test_declared_states() -> None:
 
 def test_many_shapes_from_many_threads() -> None:
     """More programs than are kept, wanted at once: each run gets its own."""
-    case = LstmCase(H=9, direction="bidirectional")
+    case = LayerCase(H=9, direction="bidirectional")
     model = le.load(case.model())
     jobs = [case.feeds(0, 1 + k % 5, 1 + k) for k in range(30)]
     expected = [model_of(case).run(feeds) for feeds in jobs]
@@ -794,7 +794,7 @@ def test_many_shapes_from_many_threads() -> None:
 
 @pytest.mark.parametrize("axes", [9, 32])
 def test_arrays_of_many_axes_are_refused_not_unboxed_into_too_small_a_place(axes: int) -> None:
-    model = le.load(LstmCase(I=5, H=17, outputs=("Y",)).model())
+    model = le.load(LayerCase(I=5, H=17, outputs=("Y",)).model())
     stream = model.stream()
     many = np.zeros((1,) * (axes - 1) + (5,), np.float32)
     before = stream.state

@@ -11,7 +11,7 @@ import cases
 import numpy as np
 import onnxruntime
 import pytest
-from cases import LSTMS, NETS, PARAMETERS, Case, Feeds, LstmCase, NetCase, examples, model_of, with_activations
+from cases import LAYERS, NETS, PARAMETERS, Case, Feeds, LayerCase, NetCase, examples, model_of, with_activations
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,8 +87,8 @@ def assert_like_peer(case: Case, feeds: Feeds, got: dict[str, np.ndarray]) -> No
         np.testing.assert_allclose(got[spec.name], x, rtol=0, atol=PEER * reach)
 
 
-@pytest.mark.parametrize("case", LSTMS, ids=str)
-def test_an_lstm_node(case: LstmCase) -> None:
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_a_recurrent_node(case: LayerCase) -> None:
     feeds = case.feeds()
     got = assert_parity(model_of(case), feeds)
     # onnxruntime gives ThresholdedRelu another default, and none of the others where an activation has no alpha
@@ -114,11 +114,19 @@ def test_one_model_serves_every_length_and_batch(case: Case) -> None:
 # --- drawn ------------------------------------------------------------------------------------------------------------
 
 
+STATES = ["", "inputs", "h input", "c input", "zeros", "constants"]
+OUTPUTS = [("Y", "Y_h"), ("Y",), ("", "Y_h"), ("", "", "Y_c"), ("Y", "Y_h", "Y_c")]
+
+
 @st.composite
-def lstm_cases(draw: st.DrawFn) -> LstmCase:
+def layer_cases(draw: st.DrawFn) -> LayerCase:
     direction = draw(st.sampled_from(["forward", "reverse", "bidirectional"]))
     H = draw(st.integers(1, 20) | st.sampled_from(cases.WIDTHS))
-    case = LstmCase(
+    op = draw(st.sampled_from(["LSTM", "LSTM", "GRU", "RNN"]))
+    lstm = op == "LSTM"
+    case = LayerCase(
+        op=op,
+        linear_before_reset=draw(st.sampled_from([None, 0, 1])) if op == "GRU" else None,
         I=draw(st.integers(1, 20) | st.sampled_from([31, 64, 65, 130])),
         H=H,
         T=draw(st.integers(1, 8) | st.sampled_from([31, 32, 33, 65])),
@@ -126,13 +134,13 @@ def lstm_cases(draw: st.DrawFn) -> LstmCase:
         direction=direction,
         layout=draw(st.integers(0, 1)),
         clip=draw(st.none() | st.floats(0.0625, 4, width=16)),
-        input_forget=draw(st.sampled_from([None, 0, 1])),
+        input_forget=draw(st.sampled_from([None, 0, 1])) if lstm else None,
         bias=draw(st.booleans()),
-        peephole=draw(st.booleans()),
+        peephole=draw(st.booleans()) and lstm,
         lengths=draw(st.sampled_from(["", "", "input", "constant"])),
-        states=draw(st.sampled_from(["", "inputs", "h input", "c input", "zeros", "constants"])),
+        states=draw(st.sampled_from(STATES if lstm else [s for s in STATES if s != "c input"])),
         hidden_size=draw(st.booleans()),
-        outputs=draw(st.sampled_from([("Y", "Y_h", "Y_c"), ("Y",), ("", "Y_h"), ("", "", "Y_c"), ("Y", "Y_h")])),
+        outputs=draw(st.sampled_from(OUTPUTS if lstm else OUTPUTS[:3])),
         dtype=draw(st.sampled_from(["float32", "float32", "float64"])),
         seed=draw(st.integers(0, 1000)),
     )
@@ -140,14 +148,14 @@ def lstm_cases(draw: st.DrawFn) -> LstmCase:
         names = []
         for _ in range(case.directions):
             names.append(draw(st.sampled_from(["Sigmoid", "HardSigmoid", "ScaledTanh", "Tanh", "Softsign"])))
-            names += [draw(st.sampled_from(sorted(PARAMETERS))) for _ in range(2)]
+            names += [draw(st.sampled_from(sorted(PARAMETERS))) for _ in range({"LSTM": 2, "GRU": 1, "RNN": 0}[op])]
         case = with_activations(case, *names)
     return case
 
 
 @examples(250)
-@given(case=lstm_cases(), seed=st.integers(0, 1000))
-def test_any_lstm_node(case: LstmCase, seed: int) -> None:
+@given(case=layer_cases(), seed=st.integers(0, 1000))
+def test_any_recurrent_node(case: LayerCase, seed: int) -> None:
     assert_parity(le.load(case.model()), case.feeds(seed), case.dtype == "float32" and bool(case.activations))
 
 
@@ -180,7 +188,7 @@ def test_any_network(case: NetCase, seed: int) -> None:
 
 @pytest.mark.nightly
 @examples(3000)
-@given(case=lstm_cases() | net_cases(), seed=st.integers(0, 1000))
+@given(case=layer_cases() | net_cases(), seed=st.integers(0, 1000))
 def test_any_model_at_length(case: Case, seed: int) -> None:
     assert_parity(le.load(case.model()), case.feeds(seed), case.dtype == "float32")
 
@@ -268,15 +276,15 @@ def agree_on_specials(model: le.Model, feeds: Feeds) -> None:
 
 
 SPECIAL = [
-    LstmCase(H=17, T=6, B=3),
-    LstmCase(H=17, T=40, B=1, I=20),
-    LstmCase(H=17, T=40, B=2, I=130),
-    LstmCase(H=5, B=3, peephole=True, states="inputs"),
-    LstmCase(H=5, B=3, clip=0.5),
-    LstmCase(H=5, B=3, input_forget=1),
-    LstmCase(H=5, B=3, direction="bidirectional", lengths="input"),
-    LstmCase(H=5, B=3, dtype="float64"),
-    with_activations(LstmCase(H=5, B=3), "HardSigmoid", "Softsign", "ScaledTanh"),
+    LayerCase(H=17, T=6, B=3),
+    LayerCase(H=17, T=40, B=1, I=20),
+    LayerCase(H=17, T=40, B=2, I=130),
+    LayerCase(H=5, B=3, peephole=True, states="inputs"),
+    LayerCase(H=5, B=3, clip=0.5),
+    LayerCase(H=5, B=3, input_forget=1),
+    LayerCase(H=5, B=3, direction="bidirectional", lengths="input"),
+    LayerCase(H=5, B=3, dtype="float64"),
+    with_activations(LayerCase(H=5, B=3), "HardSigmoid", "Softsign", "ScaledTanh"),
     NetCase(head="dense_softmax", B=3),
     NetCase(head="dense_log_softmax", B=3, outputs=17),
     NetCase(head="dense_relu", B=3),
@@ -292,7 +300,7 @@ SPECIAL = [
 def test_a_special_value_in_one_place(case: Case, value: float) -> None:
     """In one row at one step: what it spoils is what the definition says, no row beside it."""
     feeds = case.feeds()
-    x = feeds["X" if isinstance(case, LstmCase) else "x"]
+    x = feeds["X" if isinstance(case, LayerCase) else "x"]
     x[(x.shape[0] - 1) // 2, x.shape[1] - 1, 1] = value
     agree_on_specials(model_of(case), feeds)
 
@@ -300,7 +308,7 @@ def test_a_special_value_in_one_place(case: Case, value: float) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["h0", "c0"])
 def test_a_special_value_in_the_state(name: str, value: float) -> None:
-    case = LstmCase(H=17, states="inputs", B=3)
+    case = LayerCase(H=17, states="inputs", B=3)
     feeds = case.feeds()
     feeds[name][0, 1, 5] = value
     agree_on_specials(model_of(case), feeds)
@@ -308,9 +316,9 @@ def test_a_special_value_in_the_state(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-30, 1e4, 1e19, 1e30, 3e38])
 @pytest.mark.parametrize(
-    "case", [LstmCase(H=17, B=3), LstmCase(H=9, B=1, peephole=True), LstmCase(H=9, clip=2.0)], ids=str
+    "case", [LayerCase(H=17, B=3), LayerCase(H=9, B=1, peephole=True), LayerCase(H=9, clip=2.0)], ids=str
 )
-def test_tiny_and_huge_inputs(case: LstmCase, scale: float) -> None:
+def test_tiny_and_huge_inputs(case: LayerCase, scale: float) -> None:
     feeds = case.feeds()
     feeds["X"] = (np.sign(feeds["X"]) * scale).astype(np.float32)
     agree_on_specials(model_of(case), feeds)
@@ -318,7 +326,7 @@ def test_tiny_and_huge_inputs(case: LstmCase, scale: float) -> None:
 
 def test_a_decaying_state_passes_through_the_denormals() -> None:
     """With a forget gate below one and no input, c dies away: what is left is tiny, never NaN."""
-    case = LstmCase(I=1, H=16, states="inputs", B=1)
+    case = LayerCase(I=1, H=16, states="inputs", B=1)
     model = model_of(case)
     feeds = {
         "X": np.zeros((3000, 1, 1), np.float32),
@@ -330,11 +338,11 @@ def test_a_decaying_state_passes_through_the_denormals() -> None:
 # --- nothing to do ----------------------------------------------------------------------------------------------------
 
 EMPTY = [
-    LstmCase(states="inputs"),
-    LstmCase(states="inputs", layout=1),
-    LstmCase(states="inputs", direction="bidirectional"),
-    LstmCase(peephole=True),
-    LstmCase(dtype="float64", states="inputs"),
+    LayerCase(states="inputs"),
+    LayerCase(states="inputs", layout=1),
+    LayerCase(states="inputs", direction="bidirectional"),
+    LayerCase(peephole=True),
+    LayerCase(dtype="float64", states="inputs"),
     NetCase(head="dense_softmax", states="inputs", hidden=(4, 5)),
     NetCase(vocabulary=9, batch_first=True),
 ]
@@ -351,7 +359,7 @@ def test_no_steps_or_no_rows(case: Case, steps: int, batch: int) -> None:
         assert x.dtype == model.element
         assert x.shape == expected[name].shape
         np.testing.assert_allclose(x, expected[name], rtol=0, atol=1e-6)
-    if isinstance(case, LstmCase) and case.states == "inputs":
+    if isinstance(case, LayerCase) and case.states == "inputs":
         np.testing.assert_array_equal(got["Y_h"], feeds["h0"])
         np.testing.assert_array_equal(got["Y_c"], feeds["c0"])
 
@@ -359,7 +367,7 @@ def test_no_steps_or_no_rows(case: Case, steps: int, batch: int) -> None:
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 def test_lengths_of_zero_and_what_lies_behind_a_row(direction: str) -> None:
     """Rows of every length, with NaN in the padding and in unused initial states."""
-    case = LstmCase(H=17, T=6, B=7, direction=direction, lengths="input", states="inputs")
+    case = LayerCase(H=17, T=6, B=7, direction=direction, lengths="input", states="inputs")
     feeds = case.feeds()
     feeds["lengths"] = np.arange(7, dtype=np.int32)
     for b, length in enumerate(feeds["lengths"]):
@@ -373,7 +381,7 @@ def test_lengths_of_zero_and_what_lies_behind_a_row(direction: str) -> None:
 
 @pytest.mark.parametrize("lengths", [[-1, 2], [2, 7]])
 def test_lengths_out_of_range_are_refused(lengths: list[int]) -> None:
-    case = LstmCase(T=6, lengths="input")
+    case = LayerCase(T=6, lengths="input")
     feeds = {**case.feeds(), "lengths": np.array(lengths, np.int32)}
     with pytest.raises(le.InputError):
         model_of(case).run(feeds)
@@ -381,7 +389,7 @@ def test_lengths_out_of_range_are_refused(lengths: list[int]) -> None:
 
 
 def test_wanted_outputs_alone() -> None:
-    case = LstmCase(states="inputs")
+    case = LayerCase(states="inputs")
     everything = model_of(case).run(case.feeds())
     some: Any = model_of(case).run(case.feeds(), outputs=["Y_c", "Y"])
     assert list(some) == ["Y_c", "Y"]
@@ -390,5 +398,5 @@ def test_wanted_outputs_alone() -> None:
 
 def test_one_weight_set_at_trained_scale_over_a_thousand_steps() -> None:
     """Rounding errors of a contracting recurrence do not add up."""
-    for case in (LstmCase(I=8, H=64, T=1000, B=1), replace(LstmCase(), I=8, H=32, T=1000, B=3, peephole=True)):
+    for case in (LayerCase(I=8, H=64, T=1000, B=1), replace(LayerCase(), I=8, H=32, T=1000, B=3, peephole=True)):
         assert_parity(model_of(case), case.feeds())

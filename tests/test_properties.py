@@ -12,7 +12,7 @@ import pytest
 from cases import (
     Case,
     Feeds,
-    LstmCase,
+    LayerCase,
     NetCase,
     assert_same_bits,
     cut,
@@ -29,27 +29,33 @@ import lstm_engine as le
 
 #: Models that stream, of every cell and every kind of head; states from inputs are what a stream carries itself.
 STREAMS: list[Case] = [
-    LstmCase(H=4, I=3),
-    LstmCase(H=17, I=5),
-    LstmCase(H=1, I=1),
-    LstmCase(H=64, I=33),
-    LstmCase(H=48, I=200),  # projected ahead of the steps
-    LstmCase(H=33, I=9, layout=1),
-    LstmCase(H=17, I=5, outputs=("Y",)),
-    LstmCase(H=17, I=5, outputs=("", "Y_h")),
-    LstmCase(H=17, I=5, outputs=("", "", "Y_c")),
-    LstmCase(H=17, I=5, states="inputs"),
-    LstmCase(H=17, I=5, states="inputs", layout=1),
-    LstmCase(H=16, I=5, states="zeros", B=1),
-    LstmCase(H=16, I=5, states="constants", B=1),
-    LstmCase(H=17, I=5, peephole=True),
-    LstmCase(H=17, I=5, clip=0.25),
-    LstmCase(H=17, I=5, input_forget=1, bias=False),
-    LstmCase(H=19, I=4, peephole=True, clip=0.5, input_forget=1, states="inputs"),
-    with_activations(LstmCase(H=17, I=5), "HardSigmoid", "Elu", "Softsign"),
-    LstmCase(H=17, I=5, dtype="float64"),
-    LstmCase(H=9, I=40, dtype="float64", outputs=("Y",)),
-    LstmCase(H=9, I=4, dtype="float64", peephole=True, states="inputs"),
+    LayerCase(H=4, I=3),
+    LayerCase(H=17, I=5),
+    LayerCase(H=1, I=1),
+    LayerCase(H=64, I=33),
+    LayerCase(H=48, I=200),  # projected ahead of the steps
+    LayerCase(H=33, I=9, layout=1),
+    LayerCase(H=17, I=5, outputs=("Y",)),
+    LayerCase(H=17, I=5, outputs=("", "Y_h")),
+    LayerCase(H=17, I=5, outputs=("", "", "Y_c")),
+    LayerCase(H=17, I=5, states="inputs"),
+    LayerCase(H=17, I=5, states="inputs", layout=1),
+    LayerCase(H=16, I=5, states="zeros", B=1),
+    LayerCase(H=16, I=5, states="constants", B=1),
+    LayerCase(H=17, I=5, peephole=True),
+    LayerCase(H=17, I=5, clip=0.25),
+    LayerCase(H=17, I=5, input_forget=1, bias=False),
+    LayerCase(H=19, I=4, peephole=True, clip=0.5, input_forget=1, states="inputs"),
+    with_activations(LayerCase(H=17, I=5), "HardSigmoid", "Elu", "Softsign"),
+    LayerCase(H=17, I=5, dtype="float64"),
+    LayerCase(H=9, I=40, dtype="float64", outputs=("Y",)),
+    LayerCase(H=9, I=4, dtype="float64", peephole=True, states="inputs"),
+    LayerCase(op="GRU", H=17, I=5),
+    LayerCase(op="GRU", linear_before_reset=1, H=33, I=5, states="inputs"),
+    LayerCase(op="GRU", linear_before_reset=1, H=48, I=100),  # projected ahead of the steps
+    LayerCase(op="GRU", H=9, I=4, dtype="float64", clip=0.5),
+    LayerCase(op="RNN", H=70, I=5),
+    with_activations(LayerCase(op="RNN", H=17, I=5, states="inputs"), "Relu"),
     NetCase(head="none", hidden=(16, 7)),
     NetCase(head="dense_softmax", hidden=(33,), outputs=17),
     NetCase(head="dense_log_softmax", hidden=(9, 10, 11), batch_first=True),
@@ -181,7 +187,7 @@ def test_states_fed_to_a_run_are_states_of_a_stream(case: Case) -> None:
 
 def test_a_run_that_begins_where_another_ended() -> None:
     """Model.run is cut anywhere too, states handed over by the caller."""
-    for case in (LstmCase(H=17, states="inputs", T=50), LstmCase(H=17, states="inputs", T=50, peephole=True)):
+    for case in (LayerCase(H=17, states="inputs", T=50), LayerCase(H=17, states="inputs", T=50, peephole=True)):
         model, feeds = model_of(case), case.feeds()
         expected = model.run(feeds)
         for at in (1, 31, 32, 33, 49):
@@ -215,10 +221,11 @@ def test_rows_are_independent(case: Case, batch: int, steps: int, seed: int) -> 
 @pytest.mark.parametrize(
     "case",
     [
-        LstmCase(H=17, direction="reverse"),
-        LstmCase(H=17, direction="bidirectional", I=130),
-        LstmCase(H=17, direction="bidirectional", peephole=True, states="inputs"),
-        LstmCase(H=17, lengths="input", direction="bidirectional"),
+        LayerCase(H=17, direction="reverse"),
+        LayerCase(H=17, direction="bidirectional", I=130),
+        LayerCase(H=17, direction="bidirectional", peephole=True, states="inputs"),
+        LayerCase(H=17, lengths="input", direction="bidirectional"),
+        LayerCase(op="GRU", H=17, lengths="input", direction="bidirectional"),
         NetCase(hidden=(16, 5), bidirectional=True, head="dense_softmax"),
     ],
     ids=str,
@@ -238,7 +245,7 @@ def test_rows_of_a_run_are_independent(case: Case) -> None:
 def test_padding_steps_change_nothing() -> None:
     """A row of a ragged batch is bit for bit its own valid part."""
     for direction in ("forward", "reverse", "bidirectional"):
-        case = LstmCase(H=17, lengths="input", direction=direction)
+        case = LayerCase(H=17, lengths="input", direction=direction)
         feeds = case.feeds(1, 9, 5)
         feeds["lengths"] = np.array([9, 1, 5, 8, 3], np.int32)
         together = model_of(case).run(feeds)
@@ -320,7 +327,7 @@ def test_a_snapshot_is_no_view() -> None:
 
 
 def test_states_of_another_kind_are_refused() -> None:
-    one, other = model_of(LstmCase(H=4)), model_of(LstmCase(H=4, seed=1))
+    one, other = model_of(LayerCase(H=4)), model_of(LayerCase(H=4, seed=1))
     stream = one.stream()
     good = stream.state
     bad: list[Any] = [
@@ -343,7 +350,7 @@ def test_states_of_another_kind_are_refused() -> None:
 @given(st.data())
 def test_damaged_bytes_are_refused(data: st.DataObject) -> None:
     """Any flipped bit, any cut: StateError, nothing else."""
-    good = model_of(LstmCase(H=4)).stream().state.to_bytes()
+    good = model_of(LayerCase(H=4)).stream().state.to_bytes()
     damaged = bytearray(good)
     if data.draw(st.booleans()):
         at = data.draw(st.integers(0, len(good) * 8 - 1))
@@ -355,7 +362,7 @@ def test_damaged_bytes_are_refused(data: st.DataObject) -> None:
 
 
 def test_states_compare_bit_by_bit() -> None:
-    state = model_of(LstmCase(H=4)).stream().state
+    state = model_of(LayerCase(H=4)).stream().state
     negative = le.State(state.fingerprint, 1, {name: -x for name, x in state.arrays.items()})
     assert state == state.copy()
     assert hash(state) == hash(state.copy())
@@ -419,8 +426,8 @@ WRONG: list[Any] = [
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda x: str(x)[:40])
-@pytest.mark.parametrize("case", [LstmCase(I=5, H=17), LstmCase(I=5, H=17, states="inputs", peephole=True)], ids=str)
-def test_a_wrong_feed_changes_nothing(case: LstmCase, wrong: Any) -> None:
+@pytest.mark.parametrize("case", [LayerCase(I=5, H=17), LayerCase(I=5, H=17, states="inputs", peephole=True)], ids=str)
+def test_a_wrong_feed_changes_nothing(case: LayerCase, wrong: Any) -> None:
     stream = model_of(case).stream()
     stream.feed(case.feeds(1, 4, 1)["X"])
     before = stream.state
@@ -436,10 +443,10 @@ def test_a_wrong_feed_changes_nothing(case: LstmCase, wrong: Any) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [LstmCase(H=17, I=5), LstmCase(H=17, I=5, peephole=True), LstmCase(H=17, I=5, dtype="float64")],
+    [LayerCase(H=17, I=5), LayerCase(H=17, I=5, peephole=True), LayerCase(H=17, I=5, dtype="float64")],
     ids=str,
 )
-def test_a_nan_step_stays_in_its_row_until_reset(case: LstmCase) -> None:
+def test_a_nan_step_stays_in_its_row_until_reset(case: LayerCase) -> None:
     model = model_of(case)
     stream, clean = model.stream(3), model.stream(3)
     x = case.feeds(0, 6, 3)["X"]
@@ -454,7 +461,7 @@ def test_a_nan_step_stays_in_its_row_until_reset(case: LstmCase) -> None:
 
 
 def test_a_snapshot_with_nan_round_trips() -> None:
-    case = LstmCase(H=17, I=5)
+    case = LayerCase(H=17, I=5)
     stream = model_of(case).stream()
     stream.step(np.full((1, 5), np.nan, np.float32))
     state = stream.state

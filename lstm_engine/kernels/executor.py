@@ -27,7 +27,7 @@ from ..encoding import (
 from ..jit import Compiled, Progress, compile_kernel, kernel
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
-from . import pointwise, rows
+from . import pointwise, recurrent, rows
 from .product import product_rows
 from .simd import (
     address_of,
@@ -46,7 +46,7 @@ from .simd import (
 
 KERNEL_SIGNATURE = types.int64(types.int64, types.int64)
 CALL_SIGNATURE = types.int64(types.int64)
-HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX = (int(code) for code in Opcode)
+HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX, RECURRENT = (int(code) for code in Opcode)
 SIZE = INSTRUCTION_BYTES
 (
     CODE, ARENA, CONSTANTS, EXECUTOR, BUSY_WORD, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
@@ -66,6 +66,7 @@ def build(element: str, progress: Progress) -> Callable[..., Any]:
     parts = {
         **rows.kernels(),
         **lstm_kernels.kernels(v, product, product_narrow, activate),
+        "recurrent_": recurrent.recurrent_rows(v, product, product_narrow, activate),
         "dense": dense_kernels.dense_rows(v, product, product_narrow),
         **pointwise.kernels(v, activate),
     }
@@ -109,6 +110,8 @@ def run(code, cx):  # type: ignore[no-untyped-def]
             fault = softmax(ip, cx)  # noqa: F821
         elif op == CELL:
             fault = cell(ip, cx)  # noqa: F821
+        elif op == RECURRENT:
+            fault = recurrent_(ip, cx)  # noqa: F821
         else:
             return 0
         if fault != 0:

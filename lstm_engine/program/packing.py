@@ -64,6 +64,14 @@ def pack_narrow(W: np.ndarray, dtype: Any) -> np.ndarray:
     return aligned_copy(padded.reshape(depth, -1, LANES).transpose(1, 0, 2), dtype)
 
 
+def pack_planes(stacked: np.ndarray) -> np.ndarray:
+    """[G,H,K] → [G·⌈H/16⌉·16, K]: each gate's units padded with zeros to whole vectors."""
+    gates, units, depth = stacked.shape
+    padded = np.zeros((gates, blocks(units) * LANES, depth), stacked.dtype)
+    padded[:, :units] = stacked
+    return padded.reshape(-1, depth)
+
+
 def split_outputs(outputs: int) -> tuple[int, int]:
     """Outputs of a dense layer as blocks of 64 and blocks of 16."""
     wide, rest = divmod(outputs, WIDE)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from ..encoding import Copy, Dense, Embed, Join, Lstm, Map, Opcode, Softmax
+from ..encoding import Cell, Copy, Dense, Embed, Join, Lstm, Map, Opcode, Recurrent, Softmax
 from .packing import LANES, WIDE
 from .program import Field, Instruction, Pinned, Place, Program
 
@@ -123,6 +123,25 @@ def _cell(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator
         yield Extent(Lstm.HIDDEN, f[Lstm.BLOCKS] * vector, True)
 
 
+def _recurrent(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    rows, plane, units = f[Recurrent.ROWS], f[Recurrent.VECTORS] * vector, f[Recurrent.UNITS]
+    from_x, from_h, planes = {Cell.RNN: (1, 1, 1), Cell.GRU: (3, 2, 4), Cell.GRU_LINEAR: (3, 3, 4)}[f[Recurrent.CELL]]
+    yield Extent(Recurrent.X, _span(steps * rows, f[Recurrent.X_STRIDE], 1, 0, f[Recurrent.INPUTS] * element), False)
+    yield Extent(Recurrent.Y, _span(steps * rows, f[Recurrent.Y_STRIDE], 1, 0, plane), True)
+    yield Extent(Recurrent.H, _span(rows, f[Recurrent.H_STRIDE], 1, 0, plane), True)
+    yield Extent(Recurrent.W, from_x * plane * f[Recurrent.INPUTS], False)
+    yield Extent(Recurrent.R, from_h * plane * units, False)
+    yield Extent(Recurrent.BIAS, planes * plane, False)
+    yield Extent(Recurrent.SUMS, f[Recurrent.HOIST] * rows * planes * plane, True)
+    yield Extent(Recurrent.PARAMETERS, 16 if planes == 1 else 32, False)
+    yield Extent(Recurrent.ZEROS, vector, False)
+    if f[Recurrent.CELL] == Cell.GRU:
+        yield Extent(Recurrent.R_CANDIDATE, plane * units, False)
+        yield Extent(Recurrent.RESET, rows * plane, True)
+    if f[Recurrent.LENGTHS] != -1:
+        yield Extent(Recurrent.LENGTHS, _span(rows, f[Recurrent.LENGTH_STRIDE], 1, 0, 4), False)
+
+
 def _dense(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
     rows, outputs = steps * f[Dense.ROWS], f[Dense.WIDE] * WIDE + f[Dense.NARROW] * LANES
     yield Extent(Dense.X, _span(rows, f[Dense.X_STRIDE], 1, 0, f[Dense.DEPTH] * element), False)
@@ -170,6 +189,7 @@ _RULES: Final[dict[Opcode, Any]] = {
     Opcode.MAP: _map,
     Opcode.JOIN: _join,
     Opcode.SOFTMAX: _softmax,
+    Opcode.RECURRENT: _recurrent,
 }
 _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.LOAD: Copy.TIMED,
@@ -182,4 +202,5 @@ _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.MAP: Map.TIMED,
     Opcode.JOIN: Join.TIMED,
     Opcode.SOFTMAX: Softmax.TIMED,
+    Opcode.RECURRENT: Recurrent.TIMED,
 }

@@ -1,0 +1,165 @@
+"""One direction of a GRU or of a simple RNN over the steps of a block.
+
+Both are dense products and a function of their sums. A row of sums is planes of ⌈H/16⌉ vectors: for the RNN one, for
+the GRU n_x, z, r, n_h (the candidate's part from x, update gate, reset gate, the candidate's part from h). The
+products with x write the planes from the first on, those with h add to the last ones, so each output has one
+chain: bias, x over k, h over k.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..encoding import Cell, Recurrent
+from ..jit import kernel
+from .dense import outputs_of
+from .rows import copy_rows, field, locate, steps
+from .simd import Lanes, float64_of_bits, never_inline, word, word32
+
+(
+    X, X_STRIDE, Y, Y_STRIDE, H, H_STRIDE, W, R, R_CANDIDATE, BIAS, INPUTS, UNITS, VECTORS, ROWS, TIMED, REVERSE, SUMS,
+    HOIST, CELL, CLIP, ACTIVATIONS, PARAMETERS, LENGTHS, LENGTH_STRIDE, RESET, ZEROS,
+) = (int(f) for f in Recurrent)  # fmt: skip
+RNN, GRU, GRU_LINEAR = int(Cell.RNN), int(Cell.GRU), int(Cell.GRU_LINEAR)
+
+
+def recurrent_rows(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
+    """The kernel of GRU and RNN."""
+    outputs = outputs_of(v, product, product_narrow)
+    load = v.intrinsic(lambda b, at: v.load(b, at), "a", "v")
+    store = v.intrinsic(lambda b, at, x: v.store(b, x, at), "av", "")
+    splat = v.intrinsic(v.splat, "s", "v")
+    fma = v.intrinsic(v.fma, "vvv", "v")
+    multiply = v.intrinsic(lambda b, x, y: b.fmul(x, y), "vv", "v")
+    subtract = v.intrinsic(lambda b, x, y: b.fsub(x, y), "vv", "v")
+    within = v.intrinsic(lambda b, bound, x: v.minimum(b, bound, v.maximum(b, b.fneg(bound), x)), "vv", "v")
+    scalar, one = v.dtype.type, v.vector_bytes
+
+    @kernel
+    def gate(ip, cx, index, x):  # type: ignore[no-untyped-def]
+        """Activation f (0) or g (1) of x within ±clip."""
+        clip = float64_of_bits(field(ip, CLIP))
+        if clip > 0.0:
+            x = within(splat(scalar(clip)), x)
+        at = locate(cx, field(ip, PARAMETERS)) + 16 * index
+        code = (field(ip, ACTIVATIONS) >> (8 * index)) & 255
+        return activate(code, x, float64_of_bits(word(at)), float64_of_bits(word(at + 8)))
+
+    @kernel
+    def rnn_row(ip, cx, sums, plane, out):  # type: ignore[no-untyped-def]
+        never_inline()
+        j = 0
+        while j < plane:
+            store(out + j, gate(ip, cx, 0, load(sums + j)))
+            j += one
+
+    @kernel
+    def reset_row(ip, cx, sums, plane, h, out):  # type: ignore[no-untyped-def]
+        """out = r∘h, what a reset gate leaves of h before the product."""
+        never_inline()
+        j = 0
+        while j < plane:
+            store(out + j, multiply(gate(ip, cx, 0, load(sums + 2 * plane + j)), load(h + j)))
+            j += one
+
+    @kernel
+    def gru_row(ip, cx, sums, plane, linear, h, out):  # type: ignore[no-untyped-def]
+        """h = (1 - z)∘n + z∘h; ``linear``: the reset gate acts on the product with h."""
+        never_inline()
+        j = 0
+        while j < plane:
+            candidate = load(sums + j)
+            if linear:
+                candidate = fma(gate(ip, cx, 0, load(sums + 2 * plane + j)), load(sums + 3 * plane + j), candidate)
+            n, z = gate(ip, cx, 1, candidate), gate(ip, cx, 0, load(sums + plane + j))
+            store(out + j, fma(z, subtract(load(h + j), n), n))
+            j += one
+
+    @kernel
+    def project(ip, cx, x, xs, rows):  # type: ignore[no-untyped-def]
+        """The planes' part from bias and x, of ``rows`` rows."""
+        sums, bias, vectors = locate(cx, field(ip, SUMS)), locate(cx, field(ip, BIAS)), field(ip, VECTORS)
+        planes = 1 if field(ip, CELL) == RNN else 4
+        stride = planes * vectors * one
+        made = 3 * vectors if planes == 4 else vectors
+        outputs(locate(cx, field(ip, W)), x, xs, field(ip, INPUTS), bias, 0, sums, stride, made, rows)
+        if planes == 4:
+            copy_rows(sums + made * one, stride, 0, bias + made * one, 0, 0, vectors * one, rows, 1)
+
+    @kernel
+    def advance(ip, cx, sums, h, hs, out, os, rows):  # type: ignore[no-untyped-def]
+        """One step of ``rows`` rows: adds the products with h to the planes, and makes the new h of them."""
+        vectors, units, kind = field(ip, VECTORS), field(ip, UNITS), field(ip, CELL)
+        plane = vectors * one
+        recurrent = locate(cx, field(ip, R))
+        if kind == RNN:
+            outputs(recurrent, h, hs, units, sums, plane, sums, plane, vectors, rows)
+            b = 0
+            while b < rows:
+                rnn_row(ip, cx, sums + b * plane, plane, out + b * os)
+                b += 1
+            return
+        stride, second = 4 * plane, sums + plane
+        if kind == GRU_LINEAR:
+            outputs(recurrent, h, hs, units, second, stride, second, stride, 3 * vectors, rows)
+        else:
+            outputs(recurrent, h, hs, units, second, stride, second, stride, 2 * vectors, rows)
+            left = locate(cx, field(ip, RESET))
+            b = 0
+            while b < rows:
+                reset_row(ip, cx, sums + b * stride, plane, h + b * hs, left + b * plane)
+                b += 1
+            outputs(locate(cx, field(ip, R_CANDIDATE)), left, plane, units, sums, stride, sums, stride, vectors, rows)
+        b = 0
+        while b < rows:
+            gru_row(ip, cx, sums + b * stride, plane, kind == GRU_LINEAR, h + b * hs, out + b * os)
+            b += 1
+
+    @kernel
+    def sequence(ip, cx, T, B, x, xs, y, ys, h, hs, step_rows):  # type: ignore[no-untyped-def]
+        """B rows over T steps, ``step_rows`` rows lying between one step and the next; h is left as the last step's."""
+        reverse, room = field(ip, REVERSE) != 0, field(ip, HOIST)
+        sums, plane = locate(cx, field(ip, SUMS)), field(ip, VECTORS) * one
+        row = plane if field(ip, CELL) == RNN else 4 * plane
+        together = step_rows == B  # rows of successive steps lie in one piece: several steps are projected at once
+        previous, previous_stride = h, hs
+        t = 0
+        while t < T:
+            n = min(T - t, room) if together else 1
+            first = T - t - n if reverse else t
+            project(ip, cx, x + first * step_rows * xs, xs, n * B)
+            s = 0
+            while s < n:
+                at = n - 1 - s if reverse else s
+                out = y + (first + at) * step_rows * ys
+                advance(ip, cx, sums + at * B * row, previous, previous_stride, out, ys, B)
+                previous, previous_stride = out, ys
+                s += 1
+            t += n
+        if T > 0:
+            copy_rows(h, 0, hs, previous, 0, previous_stride, plane, 1, B)
+
+    @kernel
+    def recurrent(ip, cx):  # type: ignore[no-untyped-def]
+        never_inline()
+        T, B = steps(ip, cx, TIMED), field(ip, ROWS)
+        x, xs = locate(cx, field(ip, X)), field(ip, X_STRIDE)
+        y, ys = locate(cx, field(ip, Y)), field(ip, Y_STRIDE)
+        h, hs = locate(cx, field(ip, H)), field(ip, H_STRIDE)
+        lengths = field(ip, LENGTHS)
+        if lengths < 0:
+            sequence(ip, cx, T, B, x, xs, y, ys, h, hs, B)
+            return 0
+        b = 0
+        while b < B:
+            valid = word32(locate(cx, lengths) + b * field(ip, LENGTH_STRIDE))
+            if valid < 0 or valid > T:
+                return 2
+            sequence(ip, cx, valid, 1, x + b * xs, xs, y + b * ys, ys, h + b * hs, hs, B)
+            if valid == 0:  # a row of no steps ends in zeros, not in its initial state
+                zeros = locate(cx, field(ip, ZEROS))
+                copy_rows(h + b * hs, one, 0, zeros, 0, 0, one, field(ip, VECTORS), 1)
+            b += 1
+        return 0
+
+    return recurrent

@@ -1,0 +1,408 @@
+"""Lowering of the recurrent layers: LSTM, GRU, RNN, one instruction a direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ..encoding import Cell, Function, Lstm, Opcode, Recurrent
+from ..errors import StreamingError
+from ..graph import Node
+from ..machine import cache_sizes, target
+from ..passes.states import node_key
+from ..reference import Activation, CellAttributes, cell_attributes
+from ..reference.layers import BLOCKS
+from .layers import optional_weights, weights
+from .lower import FEWEST_STEPS, Lowering, NoInstructionError, emits
+from .packing import LANES, aligned_copy, blocks, pack_dense, pack_gates, pack_narrow, pack_planes, pack_vectors
+from .program import Field, Pinned, Place, Rows
+
+#: Codes of the gate activations, by ONNX's names in lower case.
+GATE_FUNCTIONS: Final = {
+    "sigmoid": Function.SIGMOID,
+    "tanh": Function.TANH,
+    "relu": Function.RELU,
+    "affine": Function.AFFINE,
+    "leakyrelu": Function.LEAKY_RELU,
+    "thresholdedrelu": Function.THRESHOLDED_RELU,
+    "scaledtanh": Function.SCALED_TANH,
+    "hardsigmoid": Function.HARD_SIGMOID,
+    "elu": Function.ELU,
+    "softsign": Function.SOFTSIGN,
+    "softplus": Function.SOFTPLUS,
+}
+#: Below this many bytes of input weights, with one row a step, projecting ahead saves nothing
+#: (bench row `sequence-h16-b1`, whose 4 KB are where it begins to).
+HOIST_BYTES: Final = 4 << 10
+#: Rows projected at a time, where the weights lie in the second-level cache and where they do not: more rows read far
+#: weights less often, fewer keep the projections near (bench rows `sequence-h256-b16` and `sequence-h512-b16`).
+NEAR_ROWS: Final = 64
+FAR_ROWS: Final = 256
+LIKELY_L2: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction of a layer: which one, and the rows it reads and writes."""
+
+    index: int
+    name: str
+    x: Rows
+    y: Rows
+    h: Rows
+    c: Rows | None
+    timed: bool
+    lengths: Rows | None
+    rows: int  # per time step
+
+
+@emits("LSTM", "GRU", "RNN")
+def lower_recurrent(low: Lowering, node: Node) -> None:
+    """One instruction a direction, and copies that bring Y, Y_h and Y_c together."""
+    attributes = cell_attributes(node.op, node.attributes)
+    W, R = (weights(low, node, index) for index in (1, 2))
+    x, timed = _input_rows(low, node, attributes)
+    lengths = _lengths(low, node)
+    if low.plan.causal and timed and (len(attributes.directions) > 1 or attributes.directions[0] == "reverse"):
+        raise StreamingError(
+            f"{node.label} runs {'both ways' if len(attributes.directions) > 1 else 'backwards'}: "
+            "it needs the whole sequence"
+        )
+    units, width = R.shape[1] // BLOCKS[node.op], R.shape[2]
+    directions = len(attributes.directions)
+    Y = _sequence_rows(low, node, directions, width, timed, own=lengths is not None)
+    ends = []
+    for d, name in enumerate(attributes.directions):
+        h = _state(low, node, "h", d, width)
+        c = _state(low, node, "c", d, units) if node.op == "LSTM" else None
+        y = _direction_rows(low, node, Y, directions, d, width, timed, clear=lengths is not None)
+        direction = Direction(d, name, x, y, h, c, timed, lengths, low.per_step(x))
+        low.fallible |= lengths is not None
+        _EMITTERS[node.op](low, node, attributes, direction, W[d], R[d])
+        if y.place != _column_place(Y, d * width):
+            low.copy(y, Y.columns(d * width, width))
+        ends.append((h, c))
+    _deliver(low, node, Y, ends, width, units, timed)
+
+
+def _emit_lstm(
+    low: Lowering, node: Node, attributes: CellAttributes, direction: Direction, W: np.ndarray, R: np.ndarray
+) -> None:
+    x, y, h, c, lengths = direction.x, direction.y, direction.h, direction.c, direction.lengths
+    assert c is not None
+    units, width = W.shape[0] // 4, R.shape[1]
+    fields, plain = _cell_fields(low, node, attributes, direction.index, W, R, optional_weights(low, node, 8))
+    fields |= {
+        Lstm.X: x.place,
+        Lstm.X_STRIDE: x.stride,
+        Lstm.Y: y.place,
+        Lstm.Y_STRIDE: y.stride,
+        Lstm.H: h.place,
+        Lstm.H_STRIDE: h.stride,
+        Lstm.C: c.place,
+        Lstm.C_STRIDE: c.stride,
+        Lstm.ROWS: direction.rows,
+        Lstm.TIMED: int(direction.timed),
+        Lstm.REVERSE: int(direction.name == "reverse"),
+        Lstm.GATES: low.buffer(direction.rows * 4 * LANES * low.dtype.itemsize, "gates"),
+        Lstm.LENGTHS: -1 if lengths is None else lengths.place,
+        Lstm.LENGTH_STRIDE: lengths.stride if lengths is not None and lengths.batched else 0,
+    }
+    general = lengths is not None or not plain
+    row = blocks(units) * 4 * LANES * low.dtype.itemsize
+    steps = 0 if general else _steps_ahead(low, direction, 4 * units * x.width * low.dtype.itemsize)
+    fields[Lstm.HOIST] = steps
+    if steps:
+        fields[Lstm.PRE] = low.buffer(steps * direction.rows * row, "input projections")
+    low.emit(
+        Opcode.CELL if general else Opcode.LSTM,
+        fields,
+        _note(low, direction, units, "general cell" if general else "plain cell"),
+        4 * units * (x.width + width) * low.dtype.itemsize,
+        2 * 4 * units * (x.width + width) * direction.rows,
+    )
+
+
+def _note(low: Lowering, direction: Direction, units: int, kind: str) -> str:
+    sizes = f"I={direction.x.width} H={units} B={direction.rows}"
+    return f"{direction.name} {sizes} {kind} {low.dtype.name} {target().variant}"
+
+
+def _emit_gated(
+    low: Lowering, node: Node, attributes: CellAttributes, direction: Direction, W: np.ndarray, R: np.ndarray
+) -> None:
+    """GRU and RNN."""
+    x, y, h, lengths = direction.x, direction.y, direction.h, direction.lengths
+    d, gates = direction.index, BLOCKS[node.op]
+    units = W.shape[0] // gates
+    cell = Cell.RNN if node.op == "RNN" else Cell.GRU_LINEAR if attributes.linear_before_reset else Cell.GRU
+    key = (node.input(1), node.input(2), d, low.dtype.name)
+    plane = blocks(units) * LANES * low.dtype.itemsize
+    row = plane * (1 if cell == Cell.RNN else 4)
+    steps = max(1, _steps_ahead(low, direction, W.nbytes))
+    fields: dict[Recurrent, Field] = {
+        Recurrent.X: x.place,
+        Recurrent.X_STRIDE: x.stride,
+        Recurrent.Y: y.place,
+        Recurrent.Y_STRIDE: y.stride,
+        Recurrent.H: h.place,
+        Recurrent.H_STRIDE: h.stride,
+        Recurrent.BIAS: _planes_bias(low, node, cell, d, units),
+        Recurrent.INPUTS: x.width,
+        Recurrent.UNITS: units,
+        Recurrent.VECTORS: blocks(units),
+        Recurrent.ROWS: direction.rows,
+        Recurrent.TIMED: int(direction.timed),
+        Recurrent.REVERSE: int(direction.name == "reverse"),
+        Recurrent.SUMS: low.buffer(steps * direction.rows * row, "sums"),
+        Recurrent.HOIST: steps,
+        Recurrent.CELL: int(cell),
+        Recurrent.CLIP: _bits(attributes.clip or 0.0),
+        Recurrent.LENGTHS: -1 if lengths is None else lengths.place,
+        Recurrent.LENGTH_STRIDE: lengths.stride if lengths is not None and lengths.batched else 0,
+        Recurrent.R_CANDIDATE: -1,
+        Recurrent.RESET: -1,
+        Recurrent.ZEROS: Pinned(_zeros(low, LANES * low.dtype.itemsize)),
+        Recurrent.ACTIVATIONS: _codes(attributes.activations[d]),
+        Recurrent.PARAMETERS: _parameters(low, attributes.activations[d]),
+    }
+    # ONNX stacks z, r, n; the sums begin with n, so that what x adds to and what h adds to are each one run of planes.
+    from_x, from_h = ([0], [0]) if cell == Cell.RNN else ([2, 0, 1], [0, 1] if cell == Cell.GRU else [0, 1, 2])
+    fields[Recurrent.W] = _packed_planes(low, ("from x", *key), W, gates, from_x)
+    fields[Recurrent.R] = _packed_planes(low, ("from h", cell, *key), R, gates, from_h)
+    if cell == Cell.GRU:
+        fields[Recurrent.R_CANDIDATE] = _packed_planes(low, ("candidate", *key), R, gates, [2])
+        fields[Recurrent.RESET] = low.buffer(direction.rows * plane, "reset h")
+    low.emit(
+        Opcode.RECURRENT,
+        fields,
+        _note(low, direction, units, cell.name.lower()),
+        W.nbytes + R.nbytes,
+        2 * (W.size + R.size) * direction.rows,
+    )
+
+
+def _packed_planes(low: Lowering, key: tuple[object, ...], stacked: np.ndarray, gates: int, order: list[int]) -> Pinned:
+    """Gates ``order`` of W[G·H,K] as a dense layer's weights, each padded to whole vectors of outputs."""
+    chosen = stacked.reshape(gates, -1, stacked.shape[1])[order]
+    return Pinned(low.store.get(key, lambda: pack_dense(pack_planes(chosen).T, low.dtype)))
+
+
+def _planes_bias(low: Lowering, node: Node, cell: Cell, d: int, units: int) -> Pinned:
+    """The bias of each plane of sums: both halves together, but apart where the reset gate acts on one of them."""
+    gates = BLOCKS[node.op]
+    B = optional_weights(low, node, 3)
+    Wb, Rb = np.zeros((2, gates, units), low.dtype) if B is None else B[d].reshape(2, gates, units)
+    planes = Wb + Rb
+    if cell != Cell.RNN:
+        z, r, n = planes
+        linear = cell == Cell.GRU_LINEAR
+        planes = np.stack([Wb[2] if linear else n, z, r, Rb[2] if linear else np.zeros_like(z)])
+    key = ("planes bias", cell, node.input(3), d, units, low.dtype.name)
+    return Pinned(low.store.get(key, lambda: aligned_copy(pack_planes(planes[:, :, None]), low.dtype)))
+
+
+_EMITTERS: Final = {"LSTM": _emit_lstm, "GRU": _emit_gated, "RNN": _emit_gated}
+
+
+def _input_rows(low: Lowering, node: Node, attributes: CellAttributes) -> tuple[Rows, bool]:
+    """X as rows [T][B][I]; only if its axes are the program's time and batch."""
+    axes = low.roles.axes[node.input(0)]
+    time, batch, width = (axes[1], axes[0], axes[2]) if attributes.layout else axes
+    if (time and time != low.roles.time) or batch != low.roles.batch:
+        raise NoInstructionError("its time or batch axis is not the program's")
+    if low.form(node.input(0)).width != width:
+        raise NoInstructionError("its inputs lie scattered in memory")
+    x = low.read_float(node.input(0))
+    timed = x.timed or bool(time)
+    return low.uniform(x, timed, low.batch > 1), timed
+
+
+def _lengths(low: Lowering, node: Node) -> Rows | None:
+    """sequence_lens as rows, or None where all rows are known to be as long as the sequence."""
+    name = node.input(4)
+    if not name:
+        return None
+    value = low.value(name)
+    steps = low.shape(node.input(0))[1 if node.attributes.get("layout", 0) else 0]
+    if value is not None and not low.plan.causal and (value == steps).all():
+        return None
+    if low.plan.causal:
+        raise StreamingError(f"{node.label} takes sequence lengths: it needs the whole sequence")
+    if low.roles.axes[name][0] != low.roles.batch:
+        raise NoInstructionError("its sequence lengths have another batch axis")
+    rows = low.read(name)
+    if rows.dtype != np.int32:
+        raise NoInstructionError("its sequence lengths are not int32")
+    return rows
+
+
+def _sequence_rows(low: Lowering, node: Node, directions: int, width: int, timed: bool, own: bool) -> Rows:
+    """Where Y goes: [T][B][D·H]; rows nobody steps on must be zero, so a ragged one is cleared first."""
+    Y = low.new_rows(f"{node.label}.Y", timed, low.batch > 1, directions * width, low.dtype)
+    if own:
+        _clear(low, Y)
+    return Y
+
+
+def _column_place(rows: Rows, first: int) -> Place | Pinned:
+    return rows.columns(first, 0).place
+
+
+def _direction_rows(
+    low: Lowering, node: Node, Y: Rows, directions: int, d: int, width: int, timed: bool, clear: bool
+) -> Rows:
+    """Where one direction writes whole vectors: its columns of Y if they begin at one, else rows of its own."""
+    if directions == 1 or width % LANES == 0:
+        return Y.columns(d * width, width)
+    own = low.new_rows(f"{node.label}.Y{d}", timed, Y.batched, width, low.dtype)
+    if clear:
+        _clear(low, own)
+    return own
+
+
+def _clear(low: Lowering, rows: Rows, once: bool = False) -> None:
+    """Zero rows, their padding included."""
+    zeros = Rows(Pinned(_zeros(low, rows.stride)), 0, False, False, rows.stride // rows.dtype.itemsize, rows.dtype)
+    low.copy(zeros, rows, once=once)
+
+
+def _zeros(low: Lowering, size: int) -> np.ndarray:
+    return low.store.get(("zeros", size), lambda: aligned_copy(np.zeros(size, np.uint8), np.uint8))
+
+
+def _state(low: Lowering, node: Node, kind: str, d: int, width: int) -> Rows:
+    """The state rows of one direction, set at the start of a call where the program is not streamed."""
+    name = node.input(5 if kind == "h" else 6)
+    initial = low.value(name) if name else None
+    stride = blocks(width) * LANES * low.dtype.itemsize
+    stride = -(-stride // 64) * 64
+    start: np.ndarray | None = None
+    if initial is not None and initial.any():
+        batch_first = bool(node.attributes.get("layout", 0))
+        start = np.ascontiguousarray(initial[:, d] if batch_first else initial[d]).astype(low.dtype)
+    slot = low.slot((node_key(node), kind, d), width, stride, start)
+    rows = Rows(slot.place, stride, False, low.batch > 1, width, low.dtype)
+    if low.plan.streamed:
+        if name and initial is None:
+            raise StreamingError(
+                f"{node.label} starts from '{name}', which is computed at each call; a stream cannot carry it"
+            )
+        return rows
+    if name and (initial is None or start is not None):
+        axes = low.roles.axes[name]
+        if axes[0 if node.attributes.get("layout", 0) else 1] not in ((), low.roles.batch) or low.form(name).timed:
+            raise NoInstructionError("its initial state has another batch axis")
+        source = low.read_float(name)
+        whole = Rows(rows.place, stride, False, rows.batched, width, low.dtype)
+        low.copy(source.columns(d * width, width), whole, once=True)
+    else:
+        _clear(low, rows, once=True)
+    return rows
+
+
+def _cell_fields(
+    low: Lowering,
+    node: Node,
+    attributes: CellAttributes,
+    d: int,
+    W: np.ndarray,
+    R: np.ndarray,
+    projection: np.ndarray | None,
+) -> tuple[dict[Lstm, Field], bool]:
+    """Weights and attributes of one direction; second, whether it is the plain cell."""
+    units = W.shape[0] // 4
+    key = (node.input(1), node.input(2), d, low.dtype.name)
+    B, P = optional_weights(low, node, 3), optional_weights(low, node, 7)
+    bias = np.zeros(4 * units, low.dtype) if B is None else B[d, : 4 * units] + B[d, 4 * units :]
+    fields: dict[Lstm, Field] = {
+        Lstm.WEIGHTS: Pinned(low.store.get(("gates", *key), lambda: pack_gates(W, R, low.dtype))),
+        Lstm.BIAS: Pinned(low.store.get(("bias", node.input(3), *key), lambda: pack_vectors(bias, 4, low.dtype))),
+        Lstm.INPUTS: W.shape[1],
+        Lstm.RECURRENT: R.shape[1],
+        Lstm.BLOCKS: blocks(units),
+        Lstm.PEEPHOLES: -1,
+        Lstm.PROJECTION: -1,
+        Lstm.ZEROS: Pinned(_zeros(low, LANES * low.dtype.itemsize)),
+        Lstm.CLIP: _bits(attributes.clip or 0.0),
+        Lstm.INPUT_FORGET: int(attributes.input_forget),
+    }
+    chosen = attributes.activations[d]
+    fields |= {Lstm.ACTIVATIONS: _codes(chosen), Lstm.PARAMETERS: _parameters(low, chosen)}
+    if P is not None:
+        peepholes = P[d]
+        fields[Lstm.PEEPHOLES] = Pinned(
+            low.store.get(("peepholes", node.input(7), *key), lambda: pack_vectors(peepholes, 3, low.dtype))
+        )
+    if projection is not None:
+        transposed = projection[d].T
+        packed = low.store.get(("projection", node.input(8), *key), lambda: pack_narrow(transposed, low.dtype))
+        fields |= {
+            Lstm.PROJECTION: Pinned(packed),
+            Lstm.PROJECTED_BLOCKS: blocks(transposed.shape[1]),
+            Lstm.HIDDEN_UNITS: units,
+            Lstm.HIDDEN: low.buffer(blocks(units) * LANES * low.dtype.itemsize, "hidden"),
+        }
+    standard = [a.name for a in chosen] == ["Sigmoid", "Tanh", "Tanh"]
+    plain = standard and P is None and projection is None and not attributes.clip and not attributes.input_forget
+    return fields, plain
+
+
+def _codes(activations: tuple[Activation, ...]) -> int:
+    return sum(int(GATE_FUNCTIONS[a.name.lower()]) << (8 * place) for place, a in enumerate(activations))
+
+
+def _parameters(low: Lowering, activations: tuple[Activation, ...]) -> Pinned:
+    """alpha and beta of each activation."""
+    values = np.array([[a.alpha or 0.0, a.beta or 0.0] for a in activations], np.float64)
+    return Pinned(low.store.get(("parameters", values.tobytes()), lambda: aligned_copy(values, np.float64)))
+
+
+def _bits(value: float) -> int:
+    return int(np.float64(value).view(np.int64))
+
+
+def _steps_ahead(low: Lowering, direction: Direction, weight_bytes: int) -> int:
+    """How many steps' input projections are made at once where that pays, else 0."""
+    most = FAR_ROWS if weight_bytes > cache_sizes().get("L2", LIKELY_L2) else NEAR_ROWS
+    steps = min(low.block, max(FEWEST_STEPS, most // direction.rows))
+    if not direction.timed or steps < 2 or (direction.rows == 1 and weight_bytes < HOIST_BYTES):
+        return 0
+    return steps
+
+
+def _deliver(
+    low: Lowering,
+    node: Node,
+    Y: Rows,
+    ends: list[tuple[Rows, Rows | None]],
+    width: int,
+    units: int,
+    timed: bool,
+) -> None:
+    """Give Y, Y_h and Y_c to whoever reads them."""
+    if node.output(0):
+        low.rows[node.output(0)] = Y
+    for index, kind in ((1, 0), (2, 1)):
+        name = node.output(index)
+        if not low.is_read(name):
+            continue
+        if low.plan.streamed and timed and kind == 0 and len(ends) == 1:
+            low.rows[name] = Y  # each step's output is the last of what came so far
+            continue
+        if low.plan.streamed and timed:
+            low.block = 1  # the state after a step is there only until the next
+        size = width if kind == 0 else units
+        states = [end[kind] for end in ends]
+        if len(states) == 1:
+            end = states[0]
+            assert end is not None
+            low.rows[name] = Rows(end.place, end.stride, low.plan.streamed and timed, end.batched, size, end.dtype)
+            continue
+        joined = low.new_rows(name, False, low.batch > 1, len(ends) * size, low.dtype)
+        for d, state in enumerate(states):
+            assert state is not None
+            low.copy(state, joined.columns(d * size, size))
+        low.rows[name] = joined
