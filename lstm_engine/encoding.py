@@ -33,6 +33,7 @@ class Opcode(IntEnum):
     JOIN = 9  # f(x, y), elementwise
     SOFTMAX = 10  # along the row
     RECURRENT = 11  # one direction of a GRU or RNN layer
+    CONVOLUTION = 12  # over the axes of each row
 
 
 class Copy(IntEnum):
@@ -158,6 +159,38 @@ class Dense(IntEnum):
     NARROW = 9  # blocks of 16 outputs
     ROWS = 10
     TIMED = 11
+
+
+PLACES_AT_ONCE: Final = 24  # places of a convolution's output computed before they are put where they belong
+
+
+class Convolution(IntEnum):
+    """Fields of CONVOLUTION. Tables are int64 offsets in bytes."""
+
+    X = 1
+    X_STRIDE = 2
+    OUT = 3
+    OUT_STRIDE = 4
+    WEIGHTS = 5  # of each group as DENSE's
+    BIAS = 6  # [group][whole vectors of outputs]
+    DEPTH = 7  # elements a place of the output is summed over: K
+    GROUPS = 8
+    GROUP_BYTES = 9  # of the (padded) row that a group of channels takes
+    OUTPUTS = 10  # channels of a group's output
+    VECTORS = 11  # ⌈OUTPUTS/16⌉
+    PLACES = 12  # table: where in the (padded) row each place of the output begins to read
+    COUNT = 13  # places
+    OFFSETS = 14  # table: from there to each of the K elements
+    TARGETS = 15  # table: where in a channel of the output each place goes
+    PLANE = 16  # bytes of a channel of the output
+    LINES = 17  # table: where each line of the row goes in the padded row
+    LINE_COUNT = 18  # 0: no padding, the row is read as it is
+    LINE_BYTES = 19
+    PADDED = 20  # scratch: the padded row, or -1
+    PADDED_BYTES = 21
+    TILES = 22  # scratch: PLACES_AT_ONCE × 4 vectors
+    ROWS = 23
+    TIMED = 24
 
 
 class Map(IntEnum):

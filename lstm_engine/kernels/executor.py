@@ -25,10 +25,10 @@ from ..encoding import (
     Port,
 )
 from ..jit import Compiled, Progress, compile_kernel, kernel
+from . import convolution, pointwise, recurrent, rows
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
-from . import pointwise, recurrent, rows
-from .product import product_rows
+from .product import gathering_rows, product_rows
 from .simd import (
     address_of,
     copy_bytes,
@@ -46,7 +46,9 @@ from .simd import (
 
 KERNEL_SIGNATURE = types.int64(types.int64, types.int64)
 CALL_SIGNATURE = types.int64(types.int64)
-HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX, RECURRENT = (int(code) for code in Opcode)
+HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX, RECURRENT, CONVOLUTION = (
+    int(code) for code in Opcode
+)
 SIZE = INSTRUCTION_BYTES
 (
     CODE, ARENA, CONSTANTS, EXECUTOR, BUSY_WORD, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
@@ -67,6 +69,7 @@ def build(element: str, progress: Progress) -> Callable[..., Any]:
         **rows.kernels(),
         **lstm_kernels.kernels(v, product, product_narrow, activate),
         "recurrent_": recurrent.recurrent_rows(v, product, product_narrow, activate),
+        "convolution_": convolution.convolution_rows(v, gathering_rows(v, 4), gathering_rows(v, 1)),
         "dense": dense_kernels.dense_rows(v, product, product_narrow),
         **pointwise.kernels(v, activate),
     }
@@ -112,6 +115,8 @@ def run(code, cx):  # type: ignore[no-untyped-def]
             fault = cell(ip, cx)  # noqa: F821
         elif op == RECURRENT:
             fault = recurrent_(ip, cx)  # noqa: F821
+        elif op == CONVOLUTION:
+            fault = convolution_(ip, cx)  # noqa: F821
         else:
             return 0
         if fault != 0:

@@ -18,7 +18,7 @@ from llvmlite import ir
 from ..jit import kernel
 from ..machine import target
 from . import maths
-from .simd import INT64, Lanes, int64, never_inline
+from .simd import INT64, Lanes, int64, never_inline, pointer
 
 #: Lines of the next weights asked for ahead of a cell (bench row `step-h128`: 32 gain a twentieth).
 AHEAD = 32
@@ -40,8 +40,23 @@ def _accumulate(
     depth: ir.Value,
 ) -> tuple[list[list[ir.Value]], ir.Value]:
     """accumulators[m][g] += Σ_k x[m, k]·w[k, g]; also returns the address behind the weights it read."""
+
+    def element(m: int, k: ir.Value) -> ir.Value:
+        return b.add(b.add(x, b.mul(k, int64(v.bytes))), b.mul(x_stride, int64(m)))
+
+    return _summed(v, b, accumulators, w, depth, lambda k: [element(m, k) for m in range(len(accumulators))])
+
+
+def _summed(
+    v: Lanes,
+    b: ir.IRBuilder,
+    accumulators: list[list[ir.Value]],
+    w: ir.Value,
+    depth: ir.Value,
+    elements: Callable[[ir.Value], list[ir.Value]],
+) -> tuple[list[list[ir.Value]], ir.Value]:
+    """accumulators[m][g] += Σ_k x·w[k, g] with x at the address elements(k)[m]; also the address behind the weights."""
     vectors = len(accumulators[0])
-    row_bytes = vectors * v.vector_bytes
     before = b.block
     body = b.function.append_basic_block("k")
     after = b.function.append_basic_block("k_done")
@@ -56,12 +71,11 @@ def _accumulate(
         for phi, value in zip(phis, row, strict=True):
             phi.add_incoming(value, before)
     weights = [v.load(b, b.add(at, int64(g * v.vector_bytes))) for g in range(vectors)]
-    element = b.add(x, b.mul(k, int64(v.bytes)))
     summed = []
-    for m, phis in enumerate(held):
-        factor = v.broadcast(b, b.add(element, b.mul(x_stride, int64(m))))
+    for place, phis in zip(elements(k), held, strict=True):
+        factor = v.broadcast(b, place)
         summed.append([v.fma(b, factor, weight, phi) for weight, phi in zip(weights, phis, strict=True)])
-    k_next, at_next = b.add(k, int64(1)), b.add(at, int64(row_bytes))
+    k_next, at_next = b.add(k, int64(1)), b.add(at, int64(vectors * v.vector_bytes))
     k.add_incoming(k_next, body)
     at.add_incoming(at_next, body)
     for phis, row in zip(held, summed, strict=True):
@@ -179,3 +193,55 @@ def product_rows(v: Lanes, vectors: int) -> Callable[..., None]:
             one(w, x + r * xs, xs, kx, h + r * hs, hs, kh, z + r * zs, zs, out + r * os, os)
 
     return product
+
+
+def _gathering_tile(v: Lanes, rows: int, vectors: int) -> Any:
+    """tile(w, x, places, offsets, K, z, out, out_stride) for M = ``rows``, G = ``vectors``.
+
+    out[m] = z + Σ_k x[places[m] + offsets[k]]·w[k], both tables in bytes.
+    """
+
+    def word(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
+        return b.load(pointer(b, b.add(table, b.mul(index, int64(8)))), typ=INT64, align=8)
+
+    def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
+        w, x, places, offsets, depth, z, out, out_stride = operands
+        columns = [g * v.vector_bytes for g in range(vectors)]
+        starts = [b.add(x, word(b, places, int64(m))) for m in range(rows)]
+        first = [v.load(b, b.add(z, int64(column))) for column in columns]
+
+        def elements(k: ir.Value) -> list[ir.Value]:
+            offset = word(b, offsets, k)
+            return [b.add(start, offset) for start in starts]
+
+        sums, _ = _summed(v, b, [first] * rows, w, depth, elements)
+        for m, row in enumerate(sums):
+            for column, value in zip(columns, row, strict=True):
+                v.store(b, value, b.add(b.add(out, b.mul(out_stride, int64(m))), int64(column)))
+
+    return v.intrinsic(emit, "a" * 8, "")
+
+
+def gathering_rows(v: Lanes, vectors: int) -> Callable[..., None]:
+    """The gathering tile over any number of places.
+
+    gather(w, x, places, offsets, K, z, out, out_stride, count)
+    """
+    most = rows_in_registers(v, vectors)
+    full, two, one = (_gathering_tile(v, rows, vectors) for rows in (most, min(2, most), 1))
+
+    @kernel
+    def gather(w, x, places, offsets, depth, z, out, os, count):  # type: ignore[no-untyped-def]
+        never_inline()
+        r = 0
+        while count - r >= most:
+            full(w, x, places + 8 * r, offsets, depth, z, out + r * os, os)
+            r += most
+        while most > 2 and count - r >= 2:
+            two(w, x, places + 8 * r, offsets, depth, z, out + r * os, os)
+            r += 2
+        while count - r >= 1:
+            one(w, x, places + 8 * r, offsets, depth, z, out + r * os, os)
+            r += 1
+
+    return gather

@@ -15,6 +15,7 @@ Addresses are int64. Nothing here allocates.
 from __future__ import annotations
 
 import functools
+from inspect import Parameter, Signature
 from typing import Any
 
 import numpy as np
@@ -172,77 +173,18 @@ class Lanes:
             value = emit(b, *values)
             return value if result else context.get_dummy_value()
 
-        return _INTRINSIC_BY_ARITY[len(signature_types)](result_type(*signature_types), code)
+        return _intrinsic(len(signature_types), result_type(*signature_types), code)
 
 
-def _intrinsic_0(signature: Any, code: Any) -> Any:
-    @intrinsic
-    def emitted(typing_context: Any) -> Any:
+def _intrinsic(count: int, signature: Any, code: Any) -> Any:
+    """An intrinsic of ``count`` arguments: Numba reads the number off the Python signature."""
+
+    def emitted(typing_context: Any, *arguments: Any) -> Any:
         return signature, code
 
-    return emitted
-
-
-def _intrinsic_1(signature: Any, code: Any) -> Any:
-    @intrinsic
-    def emitted(typing_context: Any, a: Any) -> Any:
-        return signature, code
-
-    return emitted
-
-
-def _intrinsic_2(signature: Any, code: Any) -> Any:
-    @intrinsic
-    def emitted(typing_context: Any, a: Any, b: Any) -> Any:
-        return signature, code
-
-    return emitted
-
-
-def _intrinsic_3(signature: Any, code: Any) -> Any:
-    @intrinsic
-    def emitted(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-        return signature, code
-
-    return emitted
-
-
-def _intrinsic_4(signature: Any, code: Any) -> Any:
-    @intrinsic
-    def emitted(typing_context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-        return signature, code
-
-    return emitted
-
-
-def _intrinsic_9(signature: Any, code: Any) -> Any:
-    @intrinsic
-    def emitted(typing_context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any) -> Any:
-        return signature, code
-
-    return emitted
-
-
-def _intrinsic_11(signature: Any, code: Any) -> Any:
-    @intrinsic
-    def emitted(
-        typing_context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any, j: Any, k: Any
-    ) -> Any:
-        return signature, code
-
-    return emitted
-
-
-# Numba reads an intrinsic's arity off its Python signature, so each arity needs a function of its own.
-_INTRINSIC_BY_ARITY = {
-    0: _intrinsic_0,
-    1: _intrinsic_1,
-    2: _intrinsic_2,
-    3: _intrinsic_3,
-    4: _intrinsic_4,
-    9: _intrinsic_9,
-    11: _intrinsic_11,
-}
+    names = ["typing_context", *(f"argument_{k}" for k in range(count))]
+    emitted.__signature__ = Signature([Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in names])  # type: ignore[attr-defined]
+    return intrinsic(emitted)
 
 
 @functools.cache
@@ -310,6 +252,11 @@ def _copy_bytes(b: ir.IRBuilder, to: ir.Value, at: ir.Value, count: ir.Value) ->
     )
 
 
+def _clear_bytes(b: ir.IRBuilder, at: ir.Value, count: ir.Value) -> None:
+    zero, volatile = ir.Constant(ir.IntType(8), 0), ir.Constant(ir.IntType(1), 0)
+    call(b, "llvm.memset.p0.i64", ir.VoidType(), [pointer(b, at), zero, count, volatile])
+
+
 def _never_inline(b: ir.IRBuilder) -> None:
     """Keep a kernel a function of its own: registers and code size stay its own business."""
     b.function.attributes.add("noinline")
@@ -367,6 +314,7 @@ word = _integers.intrinsic(_word_load, "a", "a")
 set_word = _integers.intrinsic(_word_store, "aa", "")
 word32 = _integers.intrinsic(_word32_load, "a", "a")
 copy_bytes = _integers.intrinsic(_copy_bytes, "aaa", "")
+clear_bytes = _integers.intrinsic(_clear_bytes, "aa", "")
 never_inline = _integers.intrinsic(_never_inline, "", "")
 flush_denormals = _integers.intrinsic(_flush_denormals, "", "a")
 try_acquire = _integers.intrinsic(_try_acquire, "a", "a")

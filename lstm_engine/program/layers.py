@@ -22,6 +22,12 @@ def weights(low: Lowering, node: Node, index: int) -> np.ndarray:
     return value
 
 
+def source(low: Lowering, node: Node, index: int) -> bytes:
+    """What tells the content of an input that is known from all others; nothing where it is absent."""
+    value = low.value(node.input(index)) if node.input(index) else None
+    return b"" if value is None else low.store.digest(value)
+
+
 def optional_weights(low: Lowering, node: Node, index: int) -> np.ndarray | None:
     """As weights(), None where the input is absent."""
     return weights(low, node, index) if node.input(index) else None
@@ -74,7 +80,7 @@ def emit_dense(low: Lowering, node: Node, x: Rows, weights: np.ndarray, bias: np
         padded[:outputs] = bias
     stride = -(-columns * size // 64) * 64
     out = low.new_rows(node.output(0), x.timed, x.batched, outputs, low.dtype, stride)
-    key = (node.op, node.input(1), tuple(sorted(map(str, node.attributes.items()))))
+    key = (node.op, source(low, node, 1), tuple(sorted(map(str, node.attributes.items()))))
     low.emit(
         Opcode.DENSE,
         {
@@ -120,7 +126,7 @@ def lower_gather(low: Lowering, node: Node) -> None:
     tokens = low.uniform(tokens, tokens.timed, form.batched)
     vocabulary, entry = table.shape
     size = low.dtype.itemsize
-    packed = low.store.get(("table", node.input(0)), lambda: aligned_copy(table, low.dtype))
+    packed = low.store.get(("table", source(low, node, 0)), lambda: aligned_copy(table, low.dtype))
     out = low.new_rows(node.output(0), tokens.timed, tokens.batched, per_row * entry, low.dtype)
     low.fallible = True
     low.emit(

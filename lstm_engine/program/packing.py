@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -94,6 +96,7 @@ class Store:
 
     def __init__(self) -> None:
         self._arrays: dict[Hashable, np.ndarray] = {}
+        self._digests: dict[int, tuple[weakref.ref[np.ndarray], bytes]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -102,6 +105,15 @@ class Store:
             if key not in self._arrays:
                 self._arrays[key] = make()
             return self._arrays[key]
+
+    def digest(self, array: np.ndarray) -> bytes:
+        """What tells an array's content from all others: graphs made from one file may call different weights alike."""
+        reference, known = self._digests.get(id(array), (None, b""))
+        if reference is None or reference() is not array:
+            content = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).digest()
+            known = repr((array.dtype.str, array.shape)).encode() + content
+            self._digests[id(array)] = weakref.ref(array), known
+        return known
 
     @property
     def nbytes(self) -> int:

@@ -14,7 +14,7 @@ from ..machine import cache_sizes, target
 from ..passes.states import node_key
 from ..reference import Activation, CellAttributes, cell_attributes
 from ..reference.layers import BLOCKS
-from .layers import optional_weights, weights
+from .layers import optional_weights, source, weights
 from .lower import FEWEST_STEPS, Lowering, NoInstructionError, emits
 from .packing import LANES, aligned_copy, blocks, pack_dense, pack_gates, pack_narrow, pack_planes, pack_vectors
 from .program import Field, Pinned, Place, Rows
@@ -138,7 +138,7 @@ def _emit_gated(
     d, gates = direction.index, BLOCKS[node.op]
     units = W.shape[0] // gates
     cell = Cell.RNN if node.op == "RNN" else Cell.GRU_LINEAR if attributes.linear_before_reset else Cell.GRU
-    key = (node.input(1), node.input(2), d, low.dtype.name)
+    key = (source(low, node, 1), source(low, node, 2), d, low.dtype.name)
     plane = blocks(units) * LANES * low.dtype.itemsize
     row = plane * (1 if cell == Cell.RNN else 4)
     steps = max(1, _steps_ahead(low, direction, W.nbytes))
@@ -200,7 +200,7 @@ def _planes_bias(low: Lowering, node: Node, cell: Cell, d: int, units: int) -> P
         z, r, n = planes
         linear = cell == Cell.GRU_LINEAR
         planes = np.stack([Wb[2] if linear else n, z, r, Rb[2] if linear else np.zeros_like(z)])
-    key = ("planes bias", cell, node.input(3), d, units, low.dtype.name)
+    key = ("planes bias", cell, source(low, node, 3), d, units, low.dtype.name)
     return Pinned(low.store.get(key, lambda: aligned_copy(pack_planes(planes[:, :, None]), low.dtype)))
 
 
@@ -314,12 +314,14 @@ def _cell_fields(
 ) -> tuple[dict[Lstm, Field], bool]:
     """Weights and attributes of one direction; second, whether it is the plain cell."""
     units = W.shape[0] // 4
-    key = (node.input(1), node.input(2), d, low.dtype.name)
+    key = (source(low, node, 1), source(low, node, 2), d, low.dtype.name)
     B, P = optional_weights(low, node, 3), optional_weights(low, node, 7)
     bias = np.zeros(4 * units, low.dtype) if B is None else B[d, : 4 * units] + B[d, 4 * units :]
     fields: dict[Lstm, Field] = {
         Lstm.WEIGHTS: Pinned(low.store.get(("gates", *key), lambda: pack_gates(W, R, low.dtype))),
-        Lstm.BIAS: Pinned(low.store.get(("bias", node.input(3), *key), lambda: pack_vectors(bias, 4, low.dtype))),
+        Lstm.BIAS: Pinned(
+            low.store.get(("bias", source(low, node, 3), *key), lambda: pack_vectors(bias, 4, low.dtype))
+        ),
         Lstm.INPUTS: W.shape[1],
         Lstm.RECURRENT: R.shape[1],
         Lstm.BLOCKS: blocks(units),
@@ -334,11 +336,11 @@ def _cell_fields(
     if P is not None:
         peepholes = P[d]
         fields[Lstm.PEEPHOLES] = Pinned(
-            low.store.get(("peepholes", node.input(7), *key), lambda: pack_vectors(peepholes, 3, low.dtype))
+            low.store.get(("peepholes", source(low, node, 7), *key), lambda: pack_vectors(peepholes, 3, low.dtype))
         )
     if projection is not None:
         transposed = projection[d].T
-        packed = low.store.get(("projection", node.input(8), *key), lambda: pack_narrow(transposed, low.dtype))
+        packed = low.store.get(("projection", source(low, node, 8), *key), lambda: pack_narrow(transposed, low.dtype))
         fields |= {
             Lstm.PROJECTION: Pinned(packed),
             Lstm.PROJECTED_BLOCKS: blocks(transposed.shape[1]),

@@ -11,7 +11,22 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from ..encoding import Cell, Copy, Dense, Embed, Join, Lstm, Map, Opcode, Recurrent, Softmax
+import numpy as np
+
+from ..encoding import (
+    PLACES_AT_ONCE,
+    Cell,
+    Convolution,
+    Copy,
+    Dense,
+    Embed,
+    Join,
+    Lstm,
+    Map,
+    Opcode,
+    Recurrent,
+    Softmax,
+)
 from .packing import LANES, WIDE
 from .program import Field, Instruction, Pinned, Place, Program
 
@@ -142,6 +157,30 @@ def _recurrent(f: Any, steps: int, element: int, vector: int, block: int) -> Ite
         yield Extent(Recurrent.LENGTHS, _span(rows, f[Recurrent.LENGTH_STRIDE], 1, 0, 4), False)
 
 
+def _convolution(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    def farthest(table: Convolution, count: int) -> int:
+        offsets = f[table].array.reshape(-1)
+        if offsets.dtype != np.int64 or offsets.size < count or (offsets < 0).any():
+            return 1 << 62
+        return int(offsets[:count].max(initial=0))
+
+    rows, groups, outputs = steps * f[Convolution.ROWS], f[Convolution.GROUPS], f[Convolution.OUTPUTS]
+    depth, vectors, count = f[Convolution.DEPTH], f[Convolution.VECTORS], f[Convolution.COUNT]
+    read = farthest(Convolution.PLACES, count) + farthest(Convolution.OFFSETS, depth) + element
+    read += (groups - 1) * f[Convolution.GROUP_BYTES]
+    written = (groups * outputs - 1) * f[Convolution.PLANE] + farthest(Convolution.TARGETS, count) + element
+    lines, line = f[Convolution.LINE_COUNT], f[Convolution.LINE_BYTES]
+    if lines:
+        yield Extent(Convolution.PADDED, max(read, farthest(Convolution.LINES, lines) + line), True)
+        yield Extent(Convolution.PADDED, f[Convolution.PADDED_BYTES], True)
+        read = lines * line
+    yield Extent(Convolution.X, _span(rows, f[Convolution.X_STRIDE], 1, 0, read), False)
+    yield Extent(Convolution.OUT, _span(rows, f[Convolution.OUT_STRIDE], 1, 0, written), True)
+    yield Extent(Convolution.WEIGHTS, groups * vectors * depth * vector, False)
+    yield Extent(Convolution.BIAS, groups * vectors * vector, False)
+    yield Extent(Convolution.TILES, PLACES_AT_ONCE * 4 * vector, True)
+
+
 def _dense(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
     rows, outputs = steps * f[Dense.ROWS], f[Dense.WIDE] * WIDE + f[Dense.NARROW] * LANES
     yield Extent(Dense.X, _span(rows, f[Dense.X_STRIDE], 1, 0, f[Dense.DEPTH] * element), False)
@@ -190,6 +229,7 @@ _RULES: Final[dict[Opcode, Any]] = {
     Opcode.JOIN: _join,
     Opcode.SOFTMAX: _softmax,
     Opcode.RECURRENT: _recurrent,
+    Opcode.CONVOLUTION: _convolution,
 }
 _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.LOAD: Copy.TIMED,
@@ -203,4 +243,5 @@ _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.JOIN: Join.TIMED,
     Opcode.SOFTMAX: Softmax.TIMED,
     Opcode.RECURRENT: Recurrent.TIMED,
+    Opcode.CONVOLUTION: Convolution.TIMED,
 }
