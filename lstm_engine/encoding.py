@@ -34,6 +34,8 @@ class Opcode(IntEnum):
     SOFTMAX = 10  # along the row
     RECURRENT = 11  # one direction of a GRU or RNN layer
     CONVOLUTION = 12  # over the axes of each row
+    REARRANGE = 13  # pieces of each row to other places of another
+    REDUCE = 14  # sums, maxima or minima over elements of each row
 
 
 class Copy(IntEnum):
@@ -51,6 +53,39 @@ class Copy(IntEnum):
     LAST = 10  # take the block's last step of a timed source
     PORT = 11
     ONCE = 12  # in the first block of a call only
+
+
+class Rearrange(IntEnum):
+    """Fields of REARRANGE."""
+
+    SOURCE = 1
+    SOURCE_STEP = 2  # stride from one time step to the next
+    SOURCE_ROW = 3
+    TARGET = 4
+    TARGET_STEP = 5
+    TARGET_ROW = 6
+    PIECES = 7  # table: source, target and length of each piece, in bytes within the row
+    COUNT = 8
+    ROWS = 9  # per time step
+    TIMED = 10
+
+
+class Reduce(IntEnum):
+    """Fields of REDUCE: out[j] = f over k of x[PLACES[j] + OFFSETS[k]], times SCALE."""
+
+    X = 1
+    X_STRIDE = 2
+    OUT = 3
+    OUT_STRIDE = 4
+    PLACES = 5  # table, in bytes within the row
+    COUNT = 6  # elements of a row of the result
+    OFFSETS = 7  # table, in bytes
+    DEPTH = 8  # elements each is made of, at least one
+    NEIGHBOURS = 9  # the places follow one another: whole vectors at once
+    FUNCTION = 10  # class Operation: ADD, MINIMUM, MAXIMUM
+    SCALE = 11  # bits of a float64
+    ROWS = 12
+    TIMED = 13
 
 
 class Embed(IntEnum):
@@ -273,6 +308,7 @@ class Operation(IntEnum):
     DIVIDE = 3
     MINIMUM = 4
     MAXIMUM = 5
+    RECTIFY = 6  # x where it is positive, else x·y (PRelu)
 
 
 class Context(IntEnum):

@@ -25,7 +25,7 @@ from ..encoding import (
     Port,
 )
 from ..jit import Compiled, Progress, compile_kernel, kernel
-from . import convolution, pointwise, recurrent, rows
+from . import convolution, pointwise, recurrent, reduction, rows
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
 from .product import gathering_rows, product_rows
@@ -46,7 +46,7 @@ from .simd import (
 
 KERNEL_SIGNATURE = types.int64(types.int64, types.int64)
 CALL_SIGNATURE = types.int64(types.int64)
-HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX, RECURRENT, CONVOLUTION = (
+HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX, RECURRENT, CONVOLUTION, REARRANGE, REDUCE = (
     int(code) for code in Opcode
 )
 SIZE = INSTRUCTION_BYTES
@@ -72,6 +72,7 @@ def build(element: str, progress: Progress) -> Callable[..., Any]:
         "convolution_": convolution.convolution_rows(v, gathering_rows(v, 4), gathering_rows(v, 1)),
         "dense": dense_kernels.dense_rows(v, product, product_narrow),
         **pointwise.kernels(v, activate),
+        "reduce": reduction.reduce_rows(v),
     }
     for done, (name, part) in enumerate(parts.items()):
         progress(name, done, len(parts) + 1)
@@ -117,6 +118,10 @@ def run(code, cx):  # type: ignore[no-untyped-def]
             fault = recurrent_(ip, cx)  # noqa: F821
         elif op == CONVOLUTION:
             fault = convolution_(ip, cx)  # noqa: F821
+        elif op == REARRANGE:
+            fault = rearrange(ip, cx)  # noqa: F821
+        elif op == REDUCE:
+            fault = reduce(ip, cx)  # noqa: F821
         else:
             return 0
         if fault != 0:

@@ -125,10 +125,13 @@ def join_rows(v: Lanes) -> Any:
     multiply = v.intrinsic(lambda b, x, y: b.fmul(x, y), "vv", "v")
     divide = v.intrinsic(lambda b, x, y: b.fdiv(x, y), "vv", "v")
     # NaN on either side is the result, as in NumPy and ONNX.
-    least = v.intrinsic(lambda b, x, y: _or_nan(v, b, x, v.minimum(b, x, y)), "vv", "v")
-    most = v.intrinsic(lambda b, x, y: _or_nan(v, b, x, v.maximum(b, x, y)), "vv", "v")
+    least = v.intrinsic(lambda b, x, y: or_nan(v, b, x, v.minimum(b, x, y)), "vv", "v")
+    most = v.intrinsic(lambda b, x, y: or_nan(v, b, x, v.maximum(b, x, y)), "vv", "v")
+    rectified = v.intrinsic(
+        lambda b, x, y: b.select(b.fcmp_ordered(">", x, v.constant(0.0)), x, b.fmul(x, y)), "vv", "v"
+    )
     size, stride = v.bytes, v.vector_bytes
-    ADD, SUBTRACT, MULTIPLY, DIVIDE, MINIMUM, _ = (int(f) for f in Operation)
+    ADD, SUBTRACT, MULTIPLY, DIVIDE, MINIMUM, MAXIMUM, _ = (int(f) for f in Operation)
     (
         X, X_STEP, X_ROW, X_SINGLE, Y, Y_STEP, Y_ROW, Y_SINGLE, OUT, OUT_STEP, OUT_ROW, COLUMNS, ROWS, TIMED, FUNCTION,
     ) = (int(f) for f in Join)  # fmt: skip
@@ -145,7 +148,9 @@ def join_rows(v: Lanes) -> Any:
             return divide(x, y)
         if code == MINIMUM:
             return least(x, y)
-        return most(x, y)
+        if code == MAXIMUM:
+            return most(x, y)
+        return rectified(x, y)
 
     @kernel
     def join(ip, cx):  # type: ignore[no-untyped-def]
@@ -174,7 +179,7 @@ def join_rows(v: Lanes) -> Any:
     return join
 
 
-def _or_nan(v: Lanes, b: ir.IRBuilder, x: ir.Value, result: ir.Value) -> ir.Value:
+def or_nan(v: Lanes, b: ir.IRBuilder, x: ir.Value, result: ir.Value) -> ir.Value:
     """result, or x where x is NaN (result already is y where y is)."""
     return b.select(b.fcmp_unordered("uno", x, x), x, result)
 
@@ -188,7 +193,7 @@ def softmax_rows(v: Lanes) -> Any:
 
     load = v.intrinsic(masked_load, "aa", "v")
     vector_store = v.intrinsic(lambda b, at, x: v.store(b, x, at, aligned=False), "av", "")
-    most = v.intrinsic(lambda b, x, y: _or_nan(v, b, x, v.maximum(b, x, y)), "vv", "v")
+    most = v.intrinsic(lambda b, x, y: or_nan(v, b, x, v.maximum(b, x, y)), "vv", "v")
     exp = v.intrinsic(_with(v, maths.exp), "v", "v")
     log = v.intrinsic(_with(v, maths.log), "v", "v")
     add = v.intrinsic(lambda b, x, y: b.fadd(x, y), "vv", "v")

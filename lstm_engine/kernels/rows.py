@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..encoding import PORT_WORDS, Context, Copy, Embed, Port
+from ..encoding import PORT_WORDS, Context, Copy, Embed, Port, Rearrange
 from ..jit import kernel
-from .simd import copy_bytes, never_inline, set_word, word, word32
+from .simd import copy_bytes, half, never_inline, set_half, set_word, word, word32
 
 WORD = 8
 ARENA, CONSTANTS, STEPS, DONE = (int(w) * WORD for w in (Context.ARENA, Context.CONSTANTS, Context.STEPS, Context.DONE))
@@ -142,6 +142,38 @@ def embed(ip: int, cx: int) -> int:
     return 0
 
 
+(
+    FROM, FROM_STEP, FROM_ROW, TO, TO_STEP, TO_ROW, PIECES, PIECE_COUNT, PIECE_ROWS, PIECES_TIMED,
+) = (int(f) for f in Rearrange)  # fmt: skip
+
+
+@kernel
+def rearrange(ip: int, cx: int) -> int:
+    """Pieces of each row to other places of another."""
+    never_inline()
+    pieces, count = locate(cx, field(ip, PIECES)), field(ip, PIECE_COUNT)
+    at, to = locate(cx, field(ip, FROM)), locate(cx, field(ip, TO))
+    t = 0
+    while t < steps(ip, cx, PIECES_TIMED):
+        b = 0
+        while b < field(ip, PIECE_ROWS):
+            source = at + t * field(ip, FROM_STEP) + b * field(ip, FROM_ROW)
+            target = to + t * field(ip, TO_STEP) + b * field(ip, TO_ROW)
+            piece = pieces
+            while piece < pieces + count * 24:
+                size = word(piece + 16)
+                if size == 4:
+                    set_half(target + word(piece + 8), half(source + word(piece)))
+                elif size == 8:
+                    set_word(target + word(piece + 8), word(source + word(piece)))
+                else:
+                    copy_bytes(target + word(piece + 8), source + word(piece), size)
+                piece += 24
+            b += 1
+        t += 1
+    return 0
+
+
 def kernels() -> dict[str, Any]:
     """The kernels of this file by the name the executor calls them."""
-    return {"load": load, "store": store, "copy": copy, "embed": embed}
+    return {"load": load, "store": store, "copy": copy, "embed": embed, "rearrange": rearrange}

@@ -243,6 +243,14 @@ def _word32_load(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
     return b.sext(b.load(pointer(b, at), typ=INT32, align=4), INT64)
 
 
+def _half_load(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
+    return b.zext(b.load(pointer(b, at), typ=INT32, align=1), INT64)
+
+
+def _half_store(b: ir.IRBuilder, at: ir.Value, value: ir.Value) -> None:
+    b.store(b.trunc(value, INT32), pointer(b, at), align=1)
+
+
 def _copy_bytes(b: ir.IRBuilder, to: ir.Value, at: ir.Value, count: ir.Value) -> None:
     call(
         b,
@@ -313,6 +321,8 @@ _integers = lanes("float32")  # only its intrinsic() is used: the letters here a
 word = _integers.intrinsic(_word_load, "a", "a")
 set_word = _integers.intrinsic(_word_store, "aa", "")
 word32 = _integers.intrinsic(_word32_load, "a", "a")
+half = _integers.intrinsic(_half_load, "a", "a")
+set_half = _integers.intrinsic(_half_store, "aa", "")
 copy_bytes = _integers.intrinsic(_copy_bytes, "aaa", "")
 clear_bytes = _integers.intrinsic(_clear_bytes, "aa", "")
 never_inline = _integers.intrinsic(_never_inline, "", "")

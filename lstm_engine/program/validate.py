@@ -24,7 +24,9 @@ from ..encoding import (
     Lstm,
     Map,
     Opcode,
+    Rearrange,
     Recurrent,
+    Reduce,
     Softmax,
 )
 from .packing import LANES, WIDE
@@ -157,12 +159,45 @@ def _recurrent(f: Any, steps: int, element: int, vector: int, block: int) -> Ite
         yield Extent(Recurrent.LENGTHS, _span(rows, f[Recurrent.LENGTH_STRIDE], 1, 0, 4), False)
 
 
+#: More than any memory: what a table that is not what it should be makes of an extent.
+NOWHERE: Final = 1 << 61
+
+
+def _table(place: Any, count: int) -> np.ndarray:
+    """The first ``count`` offsets of a table; one that reaches beyond everything if it is no table."""
+    offsets = place.array.reshape(-1)
+    if offsets.dtype != np.int64 or place.offset or offsets.size < count or (offsets[:count] < 0).any():
+        return np.array([NOWHERE])
+    table: np.ndarray = offsets[:count]
+    return table
+
+
+def _farthest(offsets: np.ndarray) -> int:
+    return int(offsets.max(initial=0))
+
+
+def _rearrange(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    count, rows = f[Rearrange.COUNT], f[Rearrange.ROWS]
+    pieces = _table(f[Rearrange.PIECES], 3 * count)
+    sources, targets, sizes = pieces.reshape(-1, 3).T if len(pieces) == 3 * count else [pieces] * 3
+    source = _span(steps, f[Rearrange.SOURCE_STEP], rows, f[Rearrange.SOURCE_ROW], _farthest(sources + sizes))
+    target = _span(steps, f[Rearrange.TARGET_STEP], rows, f[Rearrange.TARGET_ROW], _farthest(targets + sizes))
+    yield Extent(Rearrange.SOURCE, source, False)
+    yield Extent(Rearrange.TARGET, target, True)
+
+
+def _reduce(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    rows, count, whole = steps * f[Reduce.ROWS], f[Reduce.COUNT], f[Reduce.NEIGHBOURS]
+    places, offsets = _table(f[Reduce.PLACES], count), _table(f[Reduce.OFFSETS], f[Reduce.DEPTH])
+    read = _farthest(places) + _farthest(offsets) + element
+    written = -(-count // LANES) * vector if whole else count * element
+    yield Extent(Reduce.X, _span(rows, f[Reduce.X_STRIDE], 1, 0, read), False)
+    yield Extent(Reduce.OUT, _span(rows, f[Reduce.OUT_STRIDE], 1, 0, written), True)
+
+
 def _convolution(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
     def farthest(table: Convolution, count: int) -> int:
-        offsets = f[table].array.reshape(-1)
-        if offsets.dtype != np.int64 or offsets.size < count or (offsets < 0).any():
-            return 1 << 62
-        return int(offsets[:count].max(initial=0))
+        return _farthest(_table(f[table], count))
 
     rows, groups, outputs = steps * f[Convolution.ROWS], f[Convolution.GROUPS], f[Convolution.OUTPUTS]
     depth, vectors, count = f[Convolution.DEPTH], f[Convolution.VECTORS], f[Convolution.COUNT]
@@ -230,6 +265,8 @@ _RULES: Final[dict[Opcode, Any]] = {
     Opcode.SOFTMAX: _softmax,
     Opcode.RECURRENT: _recurrent,
     Opcode.CONVOLUTION: _convolution,
+    Opcode.REARRANGE: _rearrange,
+    Opcode.REDUCE: _reduce,
 }
 _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.LOAD: Copy.TIMED,
@@ -244,4 +281,6 @@ _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.SOFTMAX: Softmax.TIMED,
     Opcode.RECURRENT: Recurrent.TIMED,
     Opcode.CONVOLUTION: Convolution.TIMED,
+    Opcode.REARRANGE: Rearrange.TIMED,
+    Opcode.REDUCE: Reduce.TIMED,
 }

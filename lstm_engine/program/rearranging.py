@@ -1,0 +1,181 @@
+"""Lowering of what moves elements within rows in ways that no view and no copy of columns does.
+
+Where each element of the result comes from is found by running the operator's definition on element numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Final
+
+import numpy as np
+
+from ..encoding import Opcode, Rearrange
+from ..graph import Node
+from ..reference import evaluate
+from .lower import Lowering, NoInstructionError, falls_back, to_physical
+from .packing import aligned_copy
+from .program import Pinned, Rows
+
+#: More elements in a row than this are no step of a stream: NumPy moves them as fast.
+MOST_ELEMENTS: Final = 1 << 20
+#: Operators that move the elements of their first input, the others being known. Concat and ScatterND move several.
+MOVES: Final = (
+    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape",
+    "ReverseSequence", "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+)  # fmt: skip
+NOWHERE: Final = -1
+
+
+@falls_back(*MOVES)
+def lower_moves(low: Lowering, node: Node) -> None:
+    """Each row of the results is made of elements of the same row of the operands."""
+    data = _data(node)
+    numbered = dict(zip(data, _numbers([low.shape(node.inputs[k]) for k in data]), strict=True))
+    fill = _fill(low, node)
+    arrays = []
+    for index, name in enumerate(node.inputs):
+        value = numbered.get(index) if index in numbered else low.value(name) if name else None
+        if value is None and name:
+            raise NoInstructionError("what it moves where is computed at run time")
+        arrays.append(np.array(NOWHERE) if node.op == "Pad" and index == 2 and name else value)
+    if node.op == "Pad" and len(arrays) < 3:
+        arrays.append(np.array(NOWHERE))
+    results = evaluate(node, arrays)
+    sources = [node.inputs[index] for index in data]
+    made = {
+        name: rearranged(low, sources, name, result, fill)
+        for name, result in zip(node.outputs, results, strict=False)
+        if name
+    }
+    low.rows.update(made)
+
+
+def _data(node: Node) -> list[int]:
+    """Which inputs are moved."""
+    if node.op == "Concat":
+        return list(range(len(node.inputs)))
+    if node.op == "ScatterND":
+        if node.attributes.get("reduction", "none") != "none":
+            raise NoInstructionError("it does arithmetic")
+        return [0, 2]
+    return [0]
+
+
+def _fill(low: Lowering, node: Node) -> float | int:
+    """What Pad puts around."""
+    if node.op != "Pad" or not node.input(2):
+        return 0
+    value = low.value(node.input(2))
+    if value is None:
+        raise NoInstructionError("what it pads with is computed at run time")
+    return value.reshape(-1)[0].item() if value.size else 0
+
+
+def _numbers(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """Arrays of these shapes whose elements are numbered through all of them."""
+    first, numbered = 0, []
+    for shape in shapes:
+        numbered.append(np.arange(first, first + prod(shape)).reshape(shape))
+        first += prod(shape)
+    return numbered
+
+
+def spread(low: Lowering, name: str, result: str) -> Rows:
+    """A tensor repeated within rows to the shape, and the order, of the result of an elementwise operator."""
+    shape = low.shape(result)
+    value = low.value(name)
+    if value is not None:
+        return low.constant_rows(result, np.broadcast_to(value, shape))
+    (numbers,) = _numbers([low.shape(name)])
+    return rearranged(low, [name], result, np.broadcast_to(numbers, shape), 0)
+
+
+def rearranged(low: Lowering, sources: Sequence[str], result: str, numbers: np.ndarray, fill: float | int) -> Rows:
+    """Rows of ``result``, whose elements are those of ``sources`` with these numbers, or ``fill``.
+
+    Raises NoInstructionError where an element comes from another row.
+    """
+    if numbers.size > MOST_ELEMENTS or not numbers.size:
+        raise NoInstructionError("it moves more than a step's worth of elements, or none")
+    columns = _columns(low, sources, result, numbers)
+    parts = [low.read(name) for name in sources]
+    dtype, size = low.known.dtypes[result], np.dtype(low.known.dtypes[result]).itemsize
+    if any(part.dtype != dtype for part in parts):
+        raise NoInstructionError("its operands are of different types")
+    timed, batched = any(part.timed for part in parts), any(part.batched for part in parts)
+    out = low.new_rows(result, timed, batched, columns.shape[1], dtype)
+    if (columns[0] == NOWHERE).any():
+        low.copy(_filled(low, out, fill), out)
+    for index, part in enumerate(parts):
+        places = np.flatnonzero(columns[0] == index)
+        if places.size:
+            _emit(low, part, out, _pieces(columns[1][places], places) * size)
+    return out
+
+
+def _columns(low: Lowering, sources: Sequence[str], result: str, numbers: np.ndarray) -> np.ndarray:
+    """For each column of the result the source it comes from (NOWHERE: none) and the column there: [2, width]."""
+    homes = np.concatenate([_homes(low, index, name) for index, name in enumerate(sources)])
+    roles, form = low.roles, low.form(result)
+    physical = to_physical(numbers, roles.axes[result], roles.sizes, roles.time, roles.batch, form)
+    found = np.where(physical[..., None] == NOWHERE, [NOWHERE, 0, NOWHERE, NOWHERE], homes[physical])
+    steps, rows = np.arange(physical.shape[0])[:, None, None], np.arange(physical.shape[1])[None, :, None]
+    from_step, from_row = found[..., 2], found[..., 3]
+    if ((from_step != NOWHERE) & (from_step != steps)).any() or ((from_row != NOWHERE) & (from_row != rows)).any():
+        raise NoInstructionError("it moves elements from row to row")
+    if (found[..., :2] != found[:1, :1, :, :2]).any():
+        raise NoInstructionError("it moves the elements of each row in another way")
+    columns: np.ndarray = found[0, 0, :, :2].T
+    return columns
+
+
+def _homes(low: Lowering, index: int, name: str) -> np.ndarray:
+    """For each element of a tensor: the source's index, its column, step and row (NOWHERE: in all of them)."""
+    roles, form, shape = low.roles, low.form(name), low.shape(name)
+    (numbers,) = _numbers([shape])
+    physical = to_physical(numbers, roles.axes[name], roles.sizes, roles.time, roles.batch, form)
+    homes = np.empty((prod(shape), 4), np.int64)
+    steps, rows, columns = np.indices(physical.shape)
+    for column, value in enumerate(
+        (index, columns, steps if form.timed else NOWHERE, rows if form.batched else NOWHERE)
+    ):
+        homes[physical.reshape(-1), column] = np.broadcast_to(value, physical.shape).reshape(-1)
+    return homes
+
+
+def _filled(low: Lowering, like: Rows, fill: float | int) -> Rows:
+    values = np.full(like.width, fill, like.dtype)
+    key = ("filled", values.dtype.str, values.tobytes())
+    return Rows(
+        Pinned(low.store.get(key, lambda: aligned_copy(values, like.dtype))), 0, False, False, like.width, like.dtype
+    )
+
+
+def _pieces(sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Runs of elements that lie together on both sides, [count, 3]: source, target, length."""
+    breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(targets) != 1)) + 1
+    starts = np.concatenate([[0], breaks])
+    lengths = np.diff(np.concatenate([starts, [len(sources)]]))
+    return np.stack([sources[starts], targets[starts], lengths], axis=1)
+
+
+def _emit(low: Lowering, source: Rows, target: Rows, pieces: np.ndarray) -> None:
+    table = np.ascontiguousarray(pieces, np.int64)
+    low.emit(
+        Opcode.REARRANGE,
+        {
+            Rearrange.SOURCE: source.place,
+            Rearrange.SOURCE_STEP: low.step_stride(source),
+            Rearrange.SOURCE_ROW: source.stride if source.batched else 0,
+            Rearrange.TARGET: target.place,
+            Rearrange.TARGET_STEP: low.step_stride(target),
+            Rearrange.TARGET_ROW: target.stride,
+            Rearrange.PIECES: Pinned(low.store.get(("table", table.tobytes()), lambda: aligned_copy(table, np.int64))),
+            Rearrange.COUNT: len(table),
+            Rearrange.ROWS: low.per_step(target),
+            Rearrange.TIMED: int(target.timed),
+        },
+        f"{len(table)} pieces of {int(table[:, 2].sum())} bytes",
+    )
