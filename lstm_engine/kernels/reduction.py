@@ -15,11 +15,13 @@ from .simd import INT32, Lanes, float64_of_bits, never_inline, pointer, word
 (
     X, X_STRIDE, OUT, OUT_STRIDE, PLACES, COUNT, OFFSETS, DEPTH, NEIGHBOURS, FUNCTION, SCALE, ROWS, TIMED,
 ) = (int(f) for f in Reduce)  # fmt: skip
+#: Elements summed before their sum is added to the others': rounding errors grow with the number of sums, not of elements.
+RUN = 16
 ADD, MINIMUM = int(Operation.ADD), int(Operation.MINIMUM)
 
 
 def reduce_rows(v: Lanes) -> Any:
-    """The kernel of REDUCE: 16 neighbouring results at once, or each by itself; over k in order either way."""
+    """The kernel of REDUCE: 16 neighbouring results at once, or each by itself; in the same order either way."""
     load = v.intrinsic(lambda b, at: v.load(b, at, aligned=False), "a", "v")
     store = v.intrinsic(lambda b, at, x: v.store(b, x, at, aligned=False), "av", "")
     broadcast = v.intrinsic(v.broadcast, "a", "v")
@@ -42,6 +44,17 @@ def reduce_rows(v: Lanes) -> Any:
         return greater(x, y)
 
     @kernel
+    def part(at, offsets, depth, function, whole):  # type: ignore[no-untyped-def]
+        """Over at most RUN elements."""
+        total = load(at + word(offsets)) if whole else broadcast(at + word(offsets))
+        k = 1
+        while k < depth:
+            element = at + word(offsets + 8 * k)
+            total = joined(function, total, load(element) if whole else broadcast(element))
+            k += 1
+        return total
+
+    @kernel
     def reduce_row(ip, cx, x, out):  # type: ignore[no-untyped-def]
         never_inline()
         places, offsets = locate(cx, field(ip, PLACES)), locate(cx, field(ip, OFFSETS))
@@ -51,12 +64,11 @@ def reduce_rows(v: Lanes) -> Any:
         j = 0
         while j < count:
             at = x + word(places + 8 * j)
-            total = load(at + word(offsets)) if whole else broadcast(at + word(offsets))
-            k = 1
+            total = part(at, offsets, min(depth, RUN), function, whole)
+            k = RUN
             while k < depth:
-                element = at + word(offsets + 8 * k)
-                total = joined(function, total, load(element) if whole else broadcast(element))
-                k += 1
+                total = joined(function, total, part(at, offsets + 8 * k, min(depth - k, RUN), function, whole))
+                k += RUN
             if whole:
                 store(out + j * size, multiply(total, scale))
                 j += one // size

@@ -137,9 +137,9 @@ def _emit(
     entries = (prod(len(a.places) for a in axes), channels * prod(len(a.offsets) for a in axes), prod(outputs))
     if max(*entries, prod(padded)) > MOST_ENTRIES:
         raise NoInstructionError("it is larger than the tables allow")
-    places = _grid([axis.places for axis in axes], padded)
-    targets = _grid([axis.targets for axis in axes], outputs)
-    inside = _grid([axis.offsets for axis in axes], padded)
+    places = grid([axis.places for axis in axes], padded)
+    targets = grid([axis.targets for axis in axes], outputs)
+    inside = grid([axis.offsets for axis in axes], padded)
     offsets = (np.arange(channels)[:, None] * prod(padded) + inside).reshape(-1)
     taps = np.pad(W, [(0, 0), (0, 0), *[(0, 1)] * len(axes)])  # the zero that a tap of -1 means
     chosen = taps[np.ix_(np.arange(W.shape[0]), np.arange(channels), *(axis.weights for axis in axes))]
@@ -149,7 +149,7 @@ def _emit(
     bias = np.zeros((groups, M), low.dtype) if B is None else B.reshape(groups, M)
     kept = tuple(tuple(axis.weights) for axis in axes)
     key = (node.op, source(low, node, 1), source(low, node, 2), groups, kept, low.dtype.name)
-    lines = _grid([np.arange(n) + axis.before for n, axis in zip(spatial, axes, strict=True)][:-1], padded[:-1])
+    lines = grid([np.arange(n) + axis.before for n, axis in zip(spatial, axes, strict=True)][:-1], padded[:-1])
     lines = (np.arange(groups * channels)[:, None] * prod(padded[:-1]) + lines).reshape(-1) * padded[-1] + axes[
         -1
     ].before
@@ -172,12 +172,12 @@ def _emit(
             Convolution.GROUP_BYTES: channels * prod(padded) * size,
             Convolution.OUTPUTS: M,
             Convolution.VECTORS: blocks(M),
-            Convolution.PLACES: _table(low, places * size),
+            Convolution.PLACES: table(low, places * size),
             Convolution.COUNT: places.size,
-            Convolution.OFFSETS: _table(low, offsets * size),
-            Convolution.TARGETS: _table(low, targets * size),
+            Convolution.OFFSETS: table(low, offsets * size),
+            Convolution.TARGETS: table(low, targets * size),
             Convolution.PLANE: prod(outputs) * size,
-            Convolution.LINES: _table(low, lines * size) if pads else -1,
+            Convolution.LINES: table(low, lines * size) if pads else -1,
             Convolution.LINE_COUNT: lines.size if pads else 0,
             Convolution.LINE_BYTES: spatial[-1] * size,
             Convolution.PADDED: low.buffer(groups * channels * prod(padded) * size, "padded") if pads else -1,
@@ -192,7 +192,7 @@ def _emit(
     )
 
 
-def _grid(axes: list[np.ndarray], sizes: Sizes) -> np.ndarray:
+def grid(axes: list[np.ndarray], sizes: Sizes) -> np.ndarray:
     """Flat index, in an array of the sizes, of every combination of indices along its axes."""
     total = np.zeros((), np.int64)
     for indices, size in zip(axes, sizes, strict=True):
@@ -211,6 +211,7 @@ def _packed(by_group: np.ndarray, dtype: Any) -> np.ndarray:
     return aligned_copy(np.concatenate([pack_dense(group.T, dtype) for group in _planes(by_group, dtype)]), dtype)
 
 
-def _table(low: Lowering, offsets: np.ndarray) -> Pinned:
+def table(low: Lowering, offsets: np.ndarray) -> Pinned:
+    """Offsets as a constant."""
     values = np.ascontiguousarray(offsets, np.int64)
     return Pinned(low.store.get(("table", values.tobytes()), lambda: aligned_copy(values, np.int64)))

@@ -13,6 +13,7 @@ from ..reference import OPERATORS
 from .lower import Lowering, NoInstructionError, emits
 from .packing import aligned_copy
 from .program import Instruction, Pinned, Rows
+from .rearranging import spread
 
 MAPS: Final = {
     "Sigmoid": Function.SIGMOID,
@@ -38,6 +39,7 @@ JOINS: Final = {
     "Div": Operation.DIVIDE,
     "Min": Operation.MINIMUM,
     "Max": Operation.MAXIMUM,
+    "PRelu": Operation.RECTIFY,
 }
 
 
@@ -95,14 +97,25 @@ def lower_join(low: Lowering, node: Node) -> None:
         raise NoInstructionError("it has other than two operands")
     if node.op == "Add" and _fold_bias(low, node):
         return
-    form = low.form(node.output(0))
-    width = low.roles.size(form.width)
-    operands = [low.read_float(name) for name in node.inputs]
-    for name, rows in zip(node.inputs, operands, strict=True):
-        if rows.width not in (1, width) or (rows.width == width and low.form(name).width != form.width):
-            raise NoInstructionError("an operand is broadcast within rows")
-    x, y = operands
-    out = low.new_rows(node.output(0), x.timed or y.timed, x.batched or y.batched, width, low.dtype)
+    x, y = (_operand(low, name, node.output(0)) for name in node.inputs)
+    low.rows[node.output(0)] = emit_join(low, node.output(0), JOINS[node.op], x, y)
+
+
+def _operand(low: Lowering, name: str, result: str) -> Rows:
+    """An operand as rows of the result's width, or of width 1."""
+    form = low.form(result)
+    if low.dtype != low.known.dtypes[name]:
+        raise NoInstructionError(f"{low.known.dtypes[name]} operand in a {low.dtype} program")
+    single = not low.form(name).width
+    if low.roles.aligned(name, result) and (single or low.form(name).width == form.width):
+        return low.read_float(name)
+    return spread(low, name, result)
+
+
+def emit_join(low: Lowering, result: str, operation: Operation, x: Rows, y: Rows) -> Rows:
+    """Append JOIN of rows of one width, or of width 1; returns where its result lies."""
+    width = low.roles.size(low.form(result).width)
+    out = low.new_rows(result, x.timed or y.timed, x.batched or y.batched, width, low.dtype)
     low.emit(
         Opcode.JOIN,
         {
@@ -120,12 +133,12 @@ def lower_join(low: Lowering, node: Node) -> None:
             Join.WIDTH: width,
             Join.ROWS: low.per_step(out),
             Join.TIMED: int(out.timed),
-            Join.FUNCTION: int(JOINS[node.op]),
+            Join.FUNCTION: int(operation),
         },
-        f"{JOINS[node.op].name.lower()} of {width}",
+        f"{operation.name.lower()} of {width}",
         operations=width * low.per_step(out),
     )
-    low.rows[node.output(0)] = out
+    return out
 
 
 def _fold_bias(low: Lowering, node: Node) -> bool:
@@ -141,6 +154,8 @@ def _fold_bias(low: Lowering, node: Node) -> bool:
         if made is None or low.instructions[made].opcode != Opcode.DENSE:
             continue
         if value.ndim == 0 or value.shape[-1] != value.size or value.size != rows.width:
+            continue
+        if low.form(product) != low.form(node.output(0)):
             continue
         before = low.instructions[made]
         held = before.fields[Dense.BIAS]
@@ -160,6 +175,47 @@ def _fold_bias(low: Lowering, node: Node) -> bool:
         low.rows[node.output(0)] = rows
         return True
     return False
+
+
+@emits("Pow")
+def lower_power(low: Lowering, node: Node) -> None:
+    """A constant exponent that a product, a root or a reciprocal says."""
+    exponent = low.value(node.input(1))
+    if exponent is None or exponent.size != 1 or low.shape(node.input(0)) != low.shape(node.output(0)):
+        raise NoInstructionError("its exponent is not one known number")
+    value = float(exponent.reshape(-1)[0])
+    if value == 2.0:
+        x = low.read_float(node.input(0))
+        low.rows[node.output(0)] = emit_join(low, node.output(0), Operation.MULTIPLY, x, x)
+    elif value in _POWERS:
+        emit_map(low, node, _POWERS[value], 1.0, 0.0)
+    else:
+        raise NoInstructionError(f"its exponent is {value}")
+
+
+#: Powers that are functions of their own, as NumPy has it (C's pow(-∞, ½) alone is another: ∞, not NaN).
+_POWERS: Final = {1.0: Function.AFFINE, -1.0: Function.RECIPROCAL, 0.5: Function.SQRT}
+
+
+@emits("BatchNormalization")
+def lower_normalisation(low: Lowering, node: Node) -> None:
+    """x·s + t, with what training measured folded into s and t."""
+    if node.attributes.get("training_mode", 0) or any(node.outputs[1:]):
+        raise NoInstructionError("it learns")
+    known = [low.value(name) for name in node.inputs[1:5]]
+    if any(value is None for value in known):
+        raise NoInstructionError("its statistics are computed at run time")
+    scale, shift, mean, variance = (np.asarray(value, np.float64) for value in known)
+    factor = scale / np.sqrt(variance + float(node.attributes.get("epsilon", 1e-5)))
+    name, shape = node.output(0), low.shape(node.output(0))
+    sizes = (-1, *(1,) * (len(shape) - 2))
+    rows = []
+    for values in (factor, shift - mean * factor):
+        row = np.broadcast_to(values.reshape(sizes), shape).astype(low.dtype)
+        rows.append(low.constant_rows(name, row))
+    x = _operand(low, node.input(0), name)
+    product = emit_join(low, name, Operation.MULTIPLY, x, rows[0])
+    low.rows[name] = emit_join(low, name, Operation.ADD, product, rows[1])
 
 
 @emits("Softmax", "LogSoftmax")

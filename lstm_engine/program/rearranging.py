@@ -115,6 +115,16 @@ def rearranged(low: Lowering, sources: Sequence[str], result: str, numbers: np.n
     return out
 
 
+def rearranged_row(low: Lowering, name: str, x: Rows, columns: np.ndarray, fill: float | int) -> Rows:
+    """Rows whose columns are these columns of ``x``, or ``fill`` where a column is NOWHERE."""
+    out = low.new_rows(name, x.timed, x.batched, columns.size, x.dtype)
+    places = np.flatnonzero(columns != NOWHERE)
+    if places.size < columns.size:
+        low.copy(_filled(low, out, fill), out)
+    _emit(low, x, out, _pieces(columns[places], places) * x.dtype.itemsize)
+    return out
+
+
 def _columns(low: Lowering, sources: Sequence[str], result: str, numbers: np.ndarray) -> np.ndarray:
     """For each column of the result the source it comes from (NOWHERE: none) and the column there: [2, width]."""
     homes = np.concatenate([_homes(low, index, name) for index, name in enumerate(sources)])
