@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-WORDS: Final = 32  # words in an instruction
+WORDS: Final = 40  # words in an instruction
 WORD_BYTES: Final = 8
 INSTRUCTION_BYTES: Final = WORDS * WORD_BYTES
 
@@ -139,6 +139,12 @@ class Lstm(IntEnum):
     HIDDEN = 29  # scratch: one padded row of o∘h(c) before the projection
     HIDDEN_UNITS = 30  # H, where a projection follows
     ZEROS = 31  # constant: one vector of zeros
+    X_STEP = 32  # from one step to the next
+    Y_STEP = 33
+    INNER = 34  # steps along an axis within the rows, begun anew in each; 0: the program's own
+    INNER_ROWS = 35  # batch rows within a row, where INNER is given
+    X_OUTER = 36  # from row to row of the program, where a row holds several batch rows
+    Y_OUTER = 37
 
 
 class Cell(IntEnum):
@@ -178,6 +184,12 @@ class Recurrent(IntEnum):
     LENGTH_STRIDE = 24
     RESET = 25  # scratch: ROWS planes of r∘h, or -1
     ZEROS = 26  # constant: one vector of zeros
+    X_STEP = 27  # these as Lstm's
+    Y_STEP = 28
+    INNER = 29
+    INNER_ROWS = 30
+    X_OUTER = 31
+    Y_OUTER = 32
 
 
 class Dense(IntEnum):

@@ -15,14 +15,14 @@ from llvmlite import ir
 from ..encoding import Context, Lstm
 from ..jit import kernel
 from .product import cell_block, lstm_block
-from .rows import copy_rows, field, locate, steps
+from .rows import copy_rows, field, locate, over_rows
 from .simd import Lanes, copy_bytes, float64_of_bits, never_inline, word, word32
 
 PARITY = int(Context.PARITY) * 8
 (
-    X, X_STRIDE, Y, Y_STRIDE, H, H_STRIDE, C, C_STRIDE, WEIGHTS, BIAS, INPUTS, RECURRENT, BLOCKS, ROWS, TIMED, REVERSE,
+    _, X_STRIDE, _, Y_STRIDE, _, H_STRIDE, _, C_STRIDE, WEIGHTS, BIAS, INPUTS, RECURRENT, BLOCKS, _, _, REVERSE,
     PRE, HOIST, GATES, PEEPHOLES, CLIP, ACTIVATIONS, PARAMETERS, INPUT_FORGET, LENGTHS, LENGTH_STRIDE, PROJECTION,
-    PROJECTED_BLOCKS, HIDDEN, HIDDEN_UNITS, ZEROS,
+    PROJECTED_BLOCKS, HIDDEN, HIDDEN_UNITS, ZEROS, X_STEP, Y_STEP, _, _, _, _,
 ) = (int(f) for f in Lstm)  # fmt: skip
 
 
@@ -33,16 +33,16 @@ def plain(v: Lanes, product: Any) -> Any:
     four = 4 * one
 
     @kernel
-    def lstm(ip, cx):  # type: ignore[no-untyped-def]
+    def sequence(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
         never_inline()
-        T, B = steps(ip, cx, TIMED), field(ip, ROWS)
-        x, xs = locate(cx, field(ip, X)), field(ip, X_STRIDE)
-        y, ys = locate(cx, field(ip, Y)), field(ip, Y_STRIDE)
-        h, hs = locate(cx, field(ip, H)), field(ip, H_STRIDE)
-        c, cs = locate(cx, field(ip, C)), field(ip, C_STRIDE)
+        xs, ys, hs, cs = field(ip, X_STRIDE), field(ip, Y_STRIDE), field(ip, H_STRIDE), field(ip, C_STRIDE)
+        x_step, y_step = field(ip, X_STEP), field(ip, Y_STEP)
         W, bias = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS))
         inputs, recurrent, blocks = field(ip, INPUTS), field(ip, RECURRENT), field(ip, BLOCKS)
         pre, gates, room = locate(cx, field(ip, PRE)), locate(cx, field(ip, GATES)), field(ip, HOIST)
+        between = x_step if B == 1 else xs  # the rows of several steps lie evenly, or are not projected at once
+        if x_step != B * between:
+            room = 1
         reverse = field(ip, REVERSE) != 0
         parity = word(cx + PARITY)
         block_bytes, pre_row = (inputs + recurrent) * four, blocks * four
@@ -56,14 +56,14 @@ def plain(v: Lanes, product: Any) -> Any:
                 q = 0
                 while q < blocks:
                     product(
-                        W + q * block_bytes, x + first * B * xs, xs, inputs, 0, 0, 0,
+                        W + q * block_bytes, x + first * x_step, between, inputs, 0, 0, 0,
                         bias + q * four, 0, pre + q * four, pre_row, n * B,
                     )  # fmt: skip
                     q += 1
             s = 0
             while s < n:
                 at = T - 1 - t if reverse else t
-                out = y + at * B * ys
+                out = y + at * y_step
                 k = 0
                 while k < blocks:
                     forward = (parity + t) & 1 == 0
@@ -76,10 +76,10 @@ def plain(v: Lanes, product: Any) -> Any:
                         z, zs = bias + q * four, 0
                     if B == 1:
                         following = w + block_bytes if forward else w - block_bytes
-                        fused(w, x + at * xs, depth, previous, recurrent, z, c + q * one, out + q * one, following)
+                        fused(w, x + at * x_step, depth, previous, recurrent, z, c + q * one, out + q * one, following)
                     else:
                         product(
-                            w, x + at * B * xs, xs, depth, previous, previous_stride, recurrent, z, zs, gates, four, B
+                            w, x + at * x_step, xs, depth, previous, previous_stride, recurrent, z, zs, gates, four, B
                         )
                         b = 0
                         while b < B:
@@ -93,7 +93,7 @@ def plain(v: Lanes, product: Any) -> Any:
             copy_rows(h, 0, hs, previous, 0, previous_stride, blocks * one, 1, B)
         return 0
 
-    return lstm
+    return over_rows(sequence, Lstm)
 
 
 def general(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
@@ -153,13 +153,10 @@ def general(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
         vector_store(out, multiply(o, gate(ip, cx, 2, cell)))
 
     @kernel
-    def cell(ip, cx):  # type: ignore[no-untyped-def]
+    def cells(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
         never_inline()
-        T, B = steps(ip, cx, TIMED), field(ip, ROWS)
-        x, xs = locate(cx, field(ip, X)), field(ip, X_STRIDE)
-        y, ys = locate(cx, field(ip, Y)), field(ip, Y_STRIDE)
-        h, hs = locate(cx, field(ip, H)), field(ip, H_STRIDE)
-        c, cs = locate(cx, field(ip, C)), field(ip, C_STRIDE)
+        xs, ys, hs, cs = field(ip, X_STRIDE), field(ip, Y_STRIDE), field(ip, H_STRIDE), field(ip, C_STRIDE)
+        x_step, y_step = field(ip, X_STEP), field(ip, Y_STEP)
         W, bias = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS))
         inputs, recurrent, blocks = field(ip, INPUTS), field(ip, RECURRENT), field(ip, BLOCKS)
         gates, reverse = locate(cx, field(ip, GATES)), field(ip, REVERSE) != 0
@@ -179,12 +176,12 @@ def general(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
             s = 0
             while s < valid:
                 at = valid - 1 - s if reverse else s
-                out = y + (at * B + b) * ys
+                out = y + at * y_step + b * ys
                 made = locate(cx, field(ip, HIDDEN)) if projection >= 0 else out
                 q = 0
                 while q < blocks:
                     product(
-                        W + q * block_bytes, x + (at * B + b) * xs, 0, inputs, previous, 0, recurrent,
+                        W + q * block_bytes, x + at * x_step + b * xs, 0, inputs, previous, 0, recurrent,
                         bias + q * four, 0, gates, 0, 1,
                     )  # fmt: skip
                     peep = locate(cx, peepholes) + q * 3 * one if peepholes >= 0 else 0
@@ -210,7 +207,7 @@ def general(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
             b += 1
         return 0
 
-    return cell
+    return over_rows(cells, Lstm)
 
 
 def kernels(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import Any
 from ..encoding import Cell, Recurrent
 from ..jit import kernel
 from .dense import outputs_of
-from .rows import copy_rows, field, locate, steps
+from .rows import copy_rows, field, locate, over_rows
 from .simd import Lanes, float64_of_bits, never_inline, word, word32
 
 (
-    X, X_STRIDE, Y, Y_STRIDE, H, H_STRIDE, W, R, R_CANDIDATE, BIAS, INPUTS, UNITS, VECTORS, ROWS, TIMED, REVERSE, SUMS,
-    HOIST, CELL, CLIP, ACTIVATIONS, PARAMETERS, LENGTHS, LENGTH_STRIDE, RESET, ZEROS,
+    _, X_STRIDE, _, Y_STRIDE, _, H_STRIDE, W, R, R_CANDIDATE, BIAS, INPUTS, UNITS, VECTORS, _, _, REVERSE, SUMS,
+    HOIST, CELL, CLIP, ACTIVATIONS, PARAMETERS, LENGTHS, LENGTH_STRIDE, RESET, ZEROS, X_STEP, Y_STEP, _, _, _, _,
 ) = (int(f) for f in Recurrent)  # fmt: skip
 RNN, GRU, GRU_LINEAR = int(Cell.RNN), int(Cell.GRU), int(Cell.GRU_LINEAR)
 
@@ -116,22 +116,27 @@ def recurrent_rows(v: Lanes, product: Any, product_narrow: Any, activate: Any) -
             b += 1
 
     @kernel
-    def sequence(ip, cx, T, B, x, xs, y, ys, h, hs, step_rows):  # type: ignore[no-untyped-def]
-        """B rows over T steps, ``step_rows`` rows lying between one step and the next; h is left as the last step's."""
+    def sequence(ip, cx, T, B, x, y, h, alone):  # type: ignore[no-untyped-def]
+        """B rows over T steps; h is left as the last step's. ``alone``: one row of several, no steps are projected at
+        once."""
+        xs, ys, hs = field(ip, X_STRIDE), field(ip, Y_STRIDE), field(ip, H_STRIDE)
+        x_step, y_step = field(ip, X_STEP), field(ip, Y_STEP)
         reverse, room = field(ip, REVERSE) != 0, field(ip, HOIST)
         sums, plane = locate(cx, field(ip, SUMS)), field(ip, VECTORS) * one
         row = plane if field(ip, CELL) == RNN else 4 * plane
-        together = step_rows == B  # rows of successive steps lie in one piece: several steps are projected at once
+        between = x_step if B == 1 else xs  # the rows of several steps lie evenly, or are not projected at once
+        if alone or x_step != B * between:
+            room = 1
         previous, previous_stride = h, hs
         t = 0
         while t < T:
-            n = min(T - t, room) if together else 1
+            n = min(T - t, room)
             first = T - t - n if reverse else t
-            project(ip, cx, x + first * step_rows * xs, xs, n * B)
+            project(ip, cx, x + first * x_step, between, n * B)
             s = 0
             while s < n:
                 at = n - 1 - s if reverse else s
-                out = y + (first + at) * step_rows * ys
+                out = y + (first + at) * y_step
                 advance(ip, cx, sums + at * B * row, previous, previous_stride, out, ys, B)
                 previous, previous_stride = out, ys
                 s += 1
@@ -140,26 +145,22 @@ def recurrent_rows(v: Lanes, product: Any, product_narrow: Any, activate: Any) -
             copy_rows(h, 0, hs, previous, 0, previous_stride, plane, 1, B)
 
     @kernel
-    def recurrent(ip, cx):  # type: ignore[no-untyped-def]
+    def recurrent(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
         never_inline()
-        T, B = steps(ip, cx, TIMED), field(ip, ROWS)
-        x, xs = locate(cx, field(ip, X)), field(ip, X_STRIDE)
-        y, ys = locate(cx, field(ip, Y)), field(ip, Y_STRIDE)
-        h, hs = locate(cx, field(ip, H)), field(ip, H_STRIDE)
         lengths = field(ip, LENGTHS)
         if lengths < 0:
-            sequence(ip, cx, T, B, x, xs, y, ys, h, hs, B)
+            sequence(ip, cx, T, B, x, y, h, False)
             return 0
         b = 0
         while b < B:
             valid = word32(locate(cx, lengths) + b * field(ip, LENGTH_STRIDE))
             if valid < 0 or valid > T:
                 return 2
-            sequence(ip, cx, valid, 1, x + b * xs, xs, y + b * ys, ys, h + b * hs, hs, B)
+            row = h + b * field(ip, H_STRIDE)
+            sequence(ip, cx, valid, 1, x + b * field(ip, X_STRIDE), y + b * field(ip, Y_STRIDE), row, True)
             if valid == 0:  # a row of no steps ends in zeros, not in its initial state
-                zeros = locate(cx, field(ip, ZEROS))
-                copy_rows(h + b * hs, one, 0, zeros, 0, 0, one, field(ip, VECTORS), 1)
+                copy_rows(row, one, 0, locate(cx, field(ip, ZEROS)), 0, 0, one, field(ip, VECTORS), 1)
             b += 1
         return 0
 
-    return recurrent
+    return over_rows(recurrent, Recurrent)

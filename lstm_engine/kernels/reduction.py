@@ -15,7 +15,7 @@ from .simd import INT32, Lanes, float64_of_bits, never_inline, pointer, word
 (
     X, X_STRIDE, OUT, OUT_STRIDE, PLACES, COUNT, OFFSETS, DEPTH, NEIGHBOURS, FUNCTION, SCALE, ROWS, TIMED,
 ) = (int(f) for f in Reduce)  # fmt: skip
-#: Elements summed before their sum is added to the others': rounding errors grow with the number of sums, not of elements.
+#: Elements summed before their sum is added to the others': rounding errors grow with the number of runs.
 RUN = 16
 ADD, MINIMUM = int(Operation.ADD), int(Operation.MINIMUM)
 

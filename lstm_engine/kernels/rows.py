@@ -37,6 +37,42 @@ def steps(ip: int, cx: int, timed: int) -> int:
     return 1
 
 
+def over_rows(sequence: Any, fields: Any) -> Any:
+    """The kernel that runs sequence(ip, cx, T, B, x, y, h, c) over the program's steps, or an axis within each row.
+
+    ``fields``: the instruction's (Lstm or Recurrent). Rows that hold one batch row each go together as a batch;
+    rows that hold several go one by one.
+    """
+    TIMED, ROWS, INNER, INNER_ROWS = int(fields.TIMED), int(fields.ROWS), int(fields.INNER), int(fields.INNER_ROWS)
+    X, Y, H, H_STRIDE = int(fields.X), int(fields.Y), int(fields.H), int(fields.H_STRIDE)
+    X_OUTER, Y_OUTER = int(fields.X_OUTER), int(fields.Y_OUTER)
+    C, C_STRIDE = (int(fields.C), int(fields.C_STRIDE)) if hasattr(fields, "C") else (H, H_STRIDE)
+
+    @kernel
+    def run(ip, cx):  # type: ignore[no-untyped-def]
+        T, B, inner, together = steps(ip, cx, TIMED), field(ip, ROWS), field(ip, INNER), field(ip, INNER_ROWS)
+        x, y, h, c = (
+            locate(cx, field(ip, X)),
+            locate(cx, field(ip, Y)),
+            locate(cx, field(ip, H)),
+            locate(cx, field(ip, C)),
+        )
+        if inner == 0:
+            return sequence(ip, cx, T, B, x, y, h, c)
+        if together == 1:
+            return sequence(ip, cx, inner, T * B, x, y, h, c)
+        hs, cs = together * field(ip, H_STRIDE), together * field(ip, C_STRIDE)
+        r = 0
+        while r < T * B:
+            sequence(
+                ip, cx, inner, together, x + r * field(ip, X_OUTER), y + r * field(ip, Y_OUTER), h + r * hs, c + r * cs
+            )
+            r += 1
+        return 0
+
+    return run
+
+
 @kernel
 def copy_rows(to, to_step, to_row, at, at_step, at_row, count, steps_, rows):  # type: ignore[no-untyped-def]
     """``count`` bytes of each of steps × rows places; at once where they lie in one piece on both sides."""

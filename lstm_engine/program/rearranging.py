@@ -101,7 +101,7 @@ def rearranged(low: Lowering, sources: Sequence[str], result: str, numbers: np.n
         raise NoInstructionError("it moves more than a step's worth of elements, or none")
     columns = _columns(low, sources, result, numbers)
     parts = [low.read(name) for name in sources]
-    dtype, size = low.known.dtypes[result], np.dtype(low.known.dtypes[result]).itemsize
+    dtype = low.known.dtypes[result]
     if any(part.dtype != dtype for part in parts):
         raise NoInstructionError("its operands are of different types")
     timed, batched = any(part.timed for part in parts), any(part.batched for part in parts)
@@ -111,7 +111,7 @@ def rearranged(low: Lowering, sources: Sequence[str], result: str, numbers: np.n
     for index, part in enumerate(parts):
         places = np.flatnonzero(columns[0] == index)
         if places.size:
-            _emit(low, part, out, _pieces(columns[1][places], places) * size)
+            emit_pieces(low, part, out, columns[1][places], places)
     return out
 
 
@@ -121,7 +121,7 @@ def rearranged_row(low: Lowering, name: str, x: Rows, columns: np.ndarray, fill:
     places = np.flatnonzero(columns != NOWHERE)
     if places.size < columns.size:
         low.copy(_filled(low, out, fill), out)
-    _emit(low, x, out, _pieces(columns[places], places) * x.dtype.itemsize)
+    emit_pieces(low, x, out, columns[places], places)
     return out
 
 
@@ -171,8 +171,9 @@ def _pieces(sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.stack([sources[starts], targets[starts], lengths], axis=1)
 
 
-def _emit(low: Lowering, source: Rows, target: Rows, pieces: np.ndarray) -> None:
-    table = np.ascontiguousarray(pieces, np.int64)
+def emit_pieces(low: Lowering, source: Rows, target: Rows, columns: np.ndarray, places: np.ndarray) -> None:
+    """Append REARRANGE: these columns of the source's rows to these places of the target's."""
+    table = np.ascontiguousarray(_pieces(columns, places) * source.dtype.itemsize, np.int64)
     low.emit(
         Opcode.REARRANGE,
         {

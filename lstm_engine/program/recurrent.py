@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from math import prod
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from ..passes.states import node_key
 from ..reference import Activation, CellAttributes, cell_attributes
 from ..reference.layers import BLOCKS
 from .layers import optional_weights, source, weights
-from .lower import FEWEST_STEPS, Lowering, NoInstructionError, emits
+from .lower import FEWEST_STEPS, Lowering, NoInstructionError, emits, falls_back
 from .packing import LANES, aligned_copy, blocks, pack_dense, pack_gates, pack_narrow, pack_planes, pack_vectors
 from .program import Field, Pinned, Place, Rows
+from .rearranging import emit_pieces, rearranged_row
 
 #: Codes of the gate activations, by ONNX's names in lower case.
 GATE_FUNCTIONS: Final = {
@@ -56,6 +58,23 @@ class Direction:
     timed: bool
     lengths: Rows | None
     rows: int  # per time step
+    inner: Inner | None = None
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A sequence within each row of the program, over an axis that is not the program's time.
+
+    Strides in bytes between the ``steps``, and between the ``together`` batch rows that a row holds, in x and y.
+    """
+
+    steps: int
+    together: int
+    inputs: int
+    x_step: int
+    x_row: int
+    y_step: int
+    y_row: int
 
 
 @emits("LSTM", "GRU", "RNN")
@@ -90,43 +109,155 @@ def lower_recurrent(low: Lowering, node: Node) -> None:
 def _emit_lstm(
     low: Lowering, node: Node, attributes: CellAttributes, direction: Direction, W: np.ndarray, R: np.ndarray
 ) -> None:
-    x, y, h, c, lengths = direction.x, direction.y, direction.h, direction.c, direction.lengths
+    c, lengths = direction.c, direction.lengths
     assert c is not None
-    units, width = W.shape[0] // 4, R.shape[1]
+    units = W.shape[0] // 4
     fields, plain = _cell_fields(low, node, attributes, direction.index, W, R, optional_weights(low, node, 8))
     fields |= {
-        Lstm.X: x.place,
-        Lstm.X_STRIDE: x.stride,
-        Lstm.Y: y.place,
-        Lstm.Y_STRIDE: y.stride,
-        Lstm.H: h.place,
-        Lstm.H_STRIDE: h.stride,
+        **_walk(Lstm, direction),
         Lstm.C: c.place,
         Lstm.C_STRIDE: c.stride,
-        Lstm.ROWS: direction.rows,
-        Lstm.TIMED: int(direction.timed),
-        Lstm.REVERSE: int(direction.name == "reverse"),
-        Lstm.GATES: low.buffer(direction.rows * 4 * LANES * low.dtype.itemsize, "gates"),
+        Lstm.GATES: low.buffer(_at_once(low, direction) * 4 * LANES * low.dtype.itemsize, "gates"),
         Lstm.LENGTHS: -1 if lengths is None else lengths.place,
         Lstm.LENGTH_STRIDE: lengths.stride if lengths is not None and lengths.batched else 0,
     }
     general = lengths is not None or not plain
     row = blocks(units) * 4 * LANES * low.dtype.itemsize
-    steps = 0 if general else _steps_ahead(low, direction, 4 * units * x.width * low.dtype.itemsize)
+    steps = 0 if general else _steps_ahead(low, direction, W.nbytes)
     fields[Lstm.HOIST] = steps
     if steps:
-        fields[Lstm.PRE] = low.buffer(steps * direction.rows * row, "input projections")
+        fields[Lstm.PRE] = low.buffer(steps * _at_once(low, direction) * row, "input projections")
     low.emit(
         Opcode.CELL if general else Opcode.LSTM,
         fields,
         _note(low, direction, units, "general cell" if general else "plain cell"),
-        4 * units * (x.width + width) * low.dtype.itemsize,
-        2 * 4 * units * (x.width + width) * direction.rows,
+        W.nbytes + R.nbytes,
+        2 * (W.size + R.size) * _steps_a_row(direction) * direction.rows,
     )
 
 
+@falls_back("LSTM", "GRU", "RNN")
+def lower_inner(low: Lowering, node: Node) -> None:
+    """A recurrence along an axis within the rows: each row of the program runs its own sequences from the start."""
+    attributes = cell_attributes(node.op, node.attributes)
+    if node.input(4):
+        raise NoInstructionError("it has sequence lengths along an axis within rows")
+    W, R = (weights(low, node, index) for index in (1, 2))
+    units, width, directions = R.shape[1] // BLOCKS[node.op], R.shape[2], len(attributes.directions)
+    x = low.read_float(node.input(0))
+    steps, together = _inner_axes(low, node, attributes)
+    padded = blocks(width) * LANES
+    x_strides = _inner_strides(steps, together, W.shape[2], attributes.layout)
+    y_strides = _inner_strides(steps, together, directions * padded, attributes.layout)
+    size = low.dtype.itemsize
+    inner = Inner(steps, together, W.shape[2], *(size * stride for stride in (*x_strides, *y_strides)))
+    Y = low.new_rows(f"{node.label}.Y", x.timed, x.batched, steps * together * directions * padded, low.dtype)
+    ends = []
+    for d, name in enumerate(attributes.directions):
+        h, c = (
+            _inner_state(low, node, kind, d, directions, x, together, n) for kind, n in (("h", width), ("c", units))
+        )
+        y = Y.columns(d * padded, Y.width - d * padded)
+        state = Rows(h.place, h.stride // together, h.timed, h.batched, width, h.dtype)
+        cell = Rows(c.place, c.stride // together, c.timed, c.batched, units, c.dtype) if node.op == "LSTM" else None
+        direction = Direction(d, name, x, y, state, cell, x.timed, None, low.per_step(x), inner)
+        _EMITTERS[node.op](low, node, attributes, direction, W[d], R[d])
+        ends.append((h, c))
+    _deliver_inner(low, node, attributes, Y, ends, inner, width, units)
+
+
+def _inner_axes(low: Lowering, node: Node, attributes: CellAttributes) -> tuple[int, int]:
+    """Length of the axis it runs along, and how many batch rows lie in a row of the program."""
+    name = node.input(0)
+    form, axes = low.form(name), low.roles.axes[name]
+    rows = (low.roles.time if form.timed else ()) + (low.roles.batch if form.batched else ())
+    time, batch, inputs = (axes[1], axes[0], axes[2]) if attributes.layout else axes
+    within = tuple(atom for atom in batch if atom not in rows)
+    expected = (*within, *time, *inputs) if attributes.layout else (*time, *within, *inputs)
+    if set(time) & set(rows) or not set(rows) <= set(batch) or form.width != expected:
+        raise NoInstructionError("its time or batch axis lies across the program's")
+    return low.roles.size(time), low.roles.size(within)
+
+
+def _inner_strides(steps: int, together: int, width: int, layout: int) -> tuple[int, int]:
+    """Elements from step to step, and from batch row to batch row."""
+    return (width, steps * width) if layout else (together * width, width)
+
+
+def _inner_state(
+    low: Lowering, node: Node, kind: str, d: int, directions: int, x: Rows, together: int, width: int
+) -> Rows:
+    """Scratch for the state of all batch rows in a row of the program, set to where the node begins."""
+    plane = blocks(width) * LANES
+    state = low.new_rows(f"{node.label}.{kind}{d}", x.timed, x.batched, together * plane, low.dtype)
+    if kind == "c" and node.op != "LSTM":
+        return state
+    _clear(low, state)
+    name = node.input(5 if kind == "h" else 6)
+    if name:
+        layout = int(node.attributes.get("layout", 0))
+        numbers = _state_numbers(layout, directions, together, width)
+        _within(low, node, name, numbers)
+        source = low.read_float(name)
+        columns = np.take(numbers, d, axis=1 if layout else 0).reshape(-1)
+        places = (np.arange(together)[:, None] * plane + np.arange(width)).reshape(-1)
+        emit_pieces(low, source, state, columns, places)
+    return state
+
+
+def _state_numbers(layout: int, directions: int, together: int, width: int) -> np.ndarray:
+    """Columns of a state [D, B, H], or [B, D, H], as a row of the program holds it."""
+    shape = (together, directions, width) if layout else (directions, together, width)
+    return np.arange(directions * together * width).reshape(shape)
+
+
+def _within(low: Lowering, node: Node, name: str, numbers: np.ndarray) -> None:
+    """Refuse a tensor of which the rows are not the program's, or do not lie as its axes say."""
+    form = low.form(name)
+    atoms = tuple(atom for axis in low.roles.axes[name] for atom in axis if atom in form.width)
+    whole = low.form(node.input(0))
+    more = (form.timed and not whole.timed) or (form.batched and not whole.batched)
+    if more or form.width != atoms or low.roles.size(form.width) != numbers.size:
+        raise NoInstructionError(f"'{name}' lies otherwise than its input")
+
+
+def _deliver_inner(
+    low: Lowering,
+    node: Node,
+    attributes: CellAttributes,
+    Y: Rows,
+    ends: list[tuple[Rows, Rows]],
+    inner: Inner,
+    width: int,
+    units: int,
+) -> None:
+    """Y, Y_h and Y_c without the padding of whole vectors."""
+    directions, padded, layout = len(ends), blocks(width) * LANES, attributes.layout
+    shape = (inner.together, inner.steps) if layout else (inner.steps, inner.together)
+    columns = np.arange(prod(shape) * directions * padded).reshape(*shape, directions, padded)[..., :width]
+    if not layout:
+        columns = columns.swapaxes(1, 2)  # [T, D, B, H]
+    if low.is_read(node.output(0)):
+        _within(low, node, node.output(0), columns)
+        low.rows[node.output(0)] = rearranged_row(low, node.output(0), Y, columns.reshape(-1), 0)
+    for kind, size in ((0, width), (1, units)):
+        name = node.output(1 + kind)
+        if not low.is_read(name):
+            continue
+        numbers = _state_numbers(layout, directions, inner.together, size)
+        _within(low, node, name, numbers)
+        out = low.new_rows(name, Y.timed, Y.batched, numbers.size, low.dtype)
+        places = (np.arange(inner.together)[:, None] * blocks(size) * LANES + np.arange(size)).reshape(-1)
+        for d, both in enumerate(ends):
+            emit_pieces(low, both[kind], out, places, np.take(numbers, d, axis=1 if layout else 0).reshape(-1))
+        low.rows[name] = out
+
+
 def _note(low: Lowering, direction: Direction, units: int, kind: str) -> str:
-    sizes = f"I={direction.x.width} H={units} B={direction.rows}"
+    inner = direction.inner
+    sizes = f"I={inner.inputs if inner else direction.x.width} H={units} B={direction.rows}"
+    if inner:
+        sizes += f" over {inner.steps} × {inner.together} within rows"
     return f"{direction.name} {sizes} {kind} {low.dtype.name} {target().variant}"
 
 
@@ -134,7 +265,7 @@ def _emit_gated(
     low: Lowering, node: Node, attributes: CellAttributes, direction: Direction, W: np.ndarray, R: np.ndarray
 ) -> None:
     """GRU and RNN."""
-    x, y, h, lengths = direction.x, direction.y, direction.h, direction.lengths
+    lengths = direction.lengths
     d, gates = direction.index, BLOCKS[node.op]
     units = W.shape[0] // gates
     cell = Cell.RNN if node.op == "RNN" else Cell.GRU_LINEAR if attributes.linear_before_reset else Cell.GRU
@@ -143,20 +274,12 @@ def _emit_gated(
     row = plane * (1 if cell == Cell.RNN else 4)
     steps = max(1, _steps_ahead(low, direction, W.nbytes))
     fields: dict[Recurrent, Field] = {
-        Recurrent.X: x.place,
-        Recurrent.X_STRIDE: x.stride,
-        Recurrent.Y: y.place,
-        Recurrent.Y_STRIDE: y.stride,
-        Recurrent.H: h.place,
-        Recurrent.H_STRIDE: h.stride,
+        **_walk(Recurrent, direction),
         Recurrent.BIAS: _planes_bias(low, node, cell, d, units),
-        Recurrent.INPUTS: x.width,
+        Recurrent.INPUTS: W.shape[1],
         Recurrent.UNITS: units,
         Recurrent.VECTORS: blocks(units),
-        Recurrent.ROWS: direction.rows,
-        Recurrent.TIMED: int(direction.timed),
-        Recurrent.REVERSE: int(direction.name == "reverse"),
-        Recurrent.SUMS: low.buffer(steps * direction.rows * row, "sums"),
+        Recurrent.SUMS: low.buffer(steps * _at_once(low, direction) * row, "sums"),
         Recurrent.HOIST: steps,
         Recurrent.CELL: int(cell),
         Recurrent.CLIP: _bits(attributes.clip or 0.0),
@@ -174,14 +297,49 @@ def _emit_gated(
     fields[Recurrent.R] = _packed_planes(low, ("from h", cell, *key), R, gates, from_h)
     if cell == Cell.GRU:
         fields[Recurrent.R_CANDIDATE] = _packed_planes(low, ("candidate", *key), R, gates, [2])
-        fields[Recurrent.RESET] = low.buffer(direction.rows * plane, "reset h")
+        fields[Recurrent.RESET] = low.buffer(_at_once(low, direction) * plane, "reset h")
     low.emit(
         Opcode.RECURRENT,
         fields,
         _note(low, direction, units, cell.name.lower()),
         W.nbytes + R.nbytes,
-        2 * (W.size + R.size) * direction.rows,
+        2 * (W.size + R.size) * _steps_a_row(direction) * direction.rows,
     )
+
+
+def _walk(fields: Any, direction: Direction) -> dict[Any, Field]:
+    """Where one direction reads and writes, step by step: words that Lstm and Recurrent share."""
+    x, y, h, inner = direction.x, direction.y, direction.h, direction.inner
+    return {
+        fields.X: x.place,
+        fields.Y: y.place,
+        fields.H: h.place,
+        fields.H_STRIDE: h.stride,
+        fields.X_STRIDE: inner.x_row if inner and inner.together > 1 else x.stride,
+        fields.Y_STRIDE: inner.y_row if inner and inner.together > 1 else y.stride,
+        fields.X_STEP: inner.x_step if inner else direction.rows * x.stride,
+        fields.Y_STEP: inner.y_step if inner else direction.rows * y.stride,
+        fields.X_OUTER: x.stride,
+        fields.Y_OUTER: y.stride,
+        fields.INNER: inner.steps if inner else 0,
+        fields.INNER_ROWS: inner.together if inner else 1,
+        fields.ROWS: direction.rows,
+        fields.TIMED: int(direction.timed),
+        fields.REVERSE: int(direction.name == "reverse"),
+    }
+
+
+def _at_once(low: Lowering, direction: Direction) -> int:
+    """Batch rows that run side by side."""
+    if direction.inner is None:
+        return direction.rows
+    rows = direction.rows * (low.block if direction.timed else 1)
+    return direction.inner.together if direction.inner.together > 1 else rows
+
+
+def _steps_a_row(direction: Direction) -> int:
+    """Steps of batch rows that one row of the program means."""
+    return direction.inner.steps * direction.inner.together if direction.inner else 1
 
 
 def _packed_planes(low: Lowering, key: tuple[object, ...], stacked: np.ndarray, gates: int, order: list[int]) -> Pinned:
@@ -369,10 +527,10 @@ def _bits(value: float) -> int:
 def _steps_ahead(low: Lowering, direction: Direction, weight_bytes: int) -> int:
     """How many steps' input projections are made at once where that pays, else 0."""
     most = FAR_ROWS if weight_bytes > cache_sizes().get("L2", LIKELY_L2) else NEAR_ROWS
-    steps = min(low.block, max(FEWEST_STEPS, most // direction.rows))
-    if not direction.timed or steps < 2 or (direction.rows == 1 and weight_bytes < HOIST_BYTES):
-        return 0
-    return steps
+    rows = _at_once(low, direction)
+    length = direction.inner.steps if direction.inner else low.block if direction.timed else 1
+    steps = min(length, max(FEWEST_STEPS, most // rows))
+    return 0 if steps < 2 or (rows == 1 and weight_bytes < HOIST_BYTES) else steps
 
 
 def _deliver(

@@ -113,14 +113,37 @@ def _embed(f: Any, steps: int, element: int, vector: int, block: int) -> Iterato
     yield Extent(Embed.TABLE, _span(f[Embed.VOCABULARY], f[Embed.TABLE_STRIDE], 1, 0, f[Embed.ENTRY_BYTES]), False)
 
 
+def _rows_at_once(f: Any, words: Any, steps: int) -> int:
+    """Batch rows of a recurrent instruction that run side by side."""
+    together: int = f[words.INNER_ROWS]
+    rows: int = f[words.ROWS]
+    return rows if not f[words.INNER] else together if together > 1 else steps * rows
+
+
+def _all_rows(f: Any, words: Any, steps: int) -> int:
+    """Batch rows whose state a recurrent instruction keeps."""
+    rows: int = f[words.ROWS]
+    return rows if not f[words.INNER] else steps * rows * int(f[words.INNER_ROWS])
+
+
+def _walked(f: Any, words: Any, step: IntEnum, row: IntEnum, outer: IntEnum, steps: int, size: int) -> int:
+    """Bytes from the first row it reads or writes to behind the last."""
+    length = f[words.INNER] or steps
+    span = _span(length, f[step], _rows_at_once(f, words, steps), f[row], size)
+    apart = steps * f[words.ROWS] if f[words.INNER] and f[words.INNER_ROWS] > 1 else 1
+    return _span(apart, f[outer], 1, 0, span)
+
+
 def _lstm(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
-    rows, blocks, depth = f[Lstm.ROWS], f[Lstm.BLOCKS], f[Lstm.INPUTS] + f[Lstm.RECURRENT]
+    rows, blocks, depth = _rows_at_once(f, Lstm, steps), f[Lstm.BLOCKS], f[Lstm.INPUTS] + f[Lstm.RECURRENT]
     projected = f[Lstm.PROJECTION] != -1
     made = f[Lstm.PROJECTED_BLOCKS] * vector if projected else blocks * vector
-    yield Extent(Lstm.X, _span(steps * rows, f[Lstm.X_STRIDE], 1, 0, f[Lstm.INPUTS] * element), False)
-    yield Extent(Lstm.Y, _span(steps * rows, f[Lstm.Y_STRIDE], 1, 0, made), True)
-    yield Extent(Lstm.H, _span(rows, f[Lstm.H_STRIDE], 1, 0, made), True)
-    yield Extent(Lstm.C, _span(rows, f[Lstm.C_STRIDE], 1, 0, blocks * vector), True)
+    yield Extent(
+        Lstm.X, _walked(f, Lstm, Lstm.X_STEP, Lstm.X_STRIDE, Lstm.X_OUTER, steps, f[Lstm.INPUTS] * element), False
+    )
+    yield Extent(Lstm.Y, _walked(f, Lstm, Lstm.Y_STEP, Lstm.Y_STRIDE, Lstm.Y_OUTER, steps, made), True)
+    yield Extent(Lstm.H, _span(_all_rows(f, Lstm, steps), f[Lstm.H_STRIDE], 1, 0, made), True)
+    yield Extent(Lstm.C, _span(_all_rows(f, Lstm, steps), f[Lstm.C_STRIDE], 1, 0, blocks * vector), True)
     yield Extent(Lstm.WEIGHTS, blocks * depth * 4 * vector, False)
     yield Extent(Lstm.BIAS, blocks * 4 * vector, False)
     yield Extent(Lstm.GATES, rows * 4 * vector, True)
@@ -141,11 +164,12 @@ def _cell(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator
 
 
 def _recurrent(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
-    rows, plane, units = f[Recurrent.ROWS], f[Recurrent.VECTORS] * vector, f[Recurrent.UNITS]
+    r = Recurrent
+    rows, plane, units = _rows_at_once(f, r, steps), f[Recurrent.VECTORS] * vector, f[Recurrent.UNITS]
     from_x, from_h, planes = {Cell.RNN: (1, 1, 1), Cell.GRU: (3, 2, 4), Cell.GRU_LINEAR: (3, 3, 4)}[f[Recurrent.CELL]]
-    yield Extent(Recurrent.X, _span(steps * rows, f[Recurrent.X_STRIDE], 1, 0, f[Recurrent.INPUTS] * element), False)
-    yield Extent(Recurrent.Y, _span(steps * rows, f[Recurrent.Y_STRIDE], 1, 0, plane), True)
-    yield Extent(Recurrent.H, _span(rows, f[Recurrent.H_STRIDE], 1, 0, plane), True)
+    yield Extent(r.X, _walked(f, r, r.X_STEP, r.X_STRIDE, r.X_OUTER, steps, f[Recurrent.INPUTS] * element), False)
+    yield Extent(r.Y, _walked(f, r, r.Y_STEP, r.Y_STRIDE, r.Y_OUTER, steps, plane), True)
+    yield Extent(r.H, _span(_all_rows(f, r, steps), f[r.H_STRIDE], 1, 0, plane), True)
     yield Extent(Recurrent.W, from_x * plane * f[Recurrent.INPUTS], False)
     yield Extent(Recurrent.R, from_h * plane * units, False)
     yield Extent(Recurrent.BIAS, planes * plane, False)
