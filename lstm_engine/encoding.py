@@ -36,6 +36,7 @@ class Opcode(IntEnum):
     CONVOLUTION = 12  # over the axes of each row
     REARRANGE = 13  # pieces of each row to other places of another
     REDUCE = 14  # sums, maxima or minima over elements of each row
+    MATMUL = 15  # products of matrices that are both computed, within each row
 
 
 class Copy(IntEnum):
@@ -86,6 +87,28 @@ class Reduce(IntEnum):
     SCALE = 11  # bits of a float64
     ROWS = 12
     TIMED = 13
+
+
+class Matmul(IntEnum):
+    """Fields of MATMUL: COUNT products [M,K]·[K,N] in each row, both operands dense, their rows one after the other."""
+
+    X = 1
+    X_STRIDE = 2
+    X_MATRIX = 3  # from one matrix to the next, 0: the same for all
+    Y = 4
+    Y_STRIDE = 5
+    Y_MATRIX = 6
+    OUT = 7
+    OUT_STRIDE = 8
+    COUNT = 9
+    HEIGHT = 10  # M
+    DEPTH = 11  # K
+    WIDTH = 12  # N
+    PACKED = 13  # scratch: a vector for each k
+    TILE = 14  # scratch: a vector for each row of a product
+    ZEROS = 15  # constant: one vector of zeros
+    ROWS = 16
+    TIMED = 17
 
 
 class Embed(IntEnum):

@@ -25,7 +25,7 @@ from ..encoding import (
     Port,
 )
 from ..jit import Compiled, Progress, compile_kernel, kernel
-from . import convolution, pointwise, recurrent, reduction, rows
+from . import convolution, matmul, pointwise, recurrent, reduction, rows
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
 from .product import gathering_rows, product_rows
@@ -46,9 +46,24 @@ from .simd import (
 
 KERNEL_SIGNATURE = types.int64(types.int64, types.int64)
 CALL_SIGNATURE = types.int64(types.int64)
-HALT, LOAD, STORE, COPY, EMBED, LSTM, CELL, DENSE, MAP, JOIN, SOFTMAX, RECURRENT, CONVOLUTION, REARRANGE, REDUCE = (
-    int(code) for code in Opcode
-)
+(
+    HALT,
+    LOAD,
+    STORE,
+    COPY,
+    EMBED,
+    LSTM,
+    CELL,
+    DENSE,
+    MAP,
+    JOIN,
+    SOFTMAX,
+    RECURRENT,
+    CONVOLUTION,
+    REARRANGE,
+    REDUCE,
+    MATMUL,
+) = (int(code) for code in Opcode)
 SIZE = INSTRUCTION_BYTES
 (
     CODE, ARENA, CONSTANTS, EXECUTOR, BUSY_WORD, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
@@ -73,6 +88,7 @@ def build(element: str, progress: Progress) -> Callable[..., Any]:
         "dense": dense_kernels.dense_rows(v, product, product_narrow),
         **pointwise.kernels(v, activate),
         "reduce": reduction.reduce_rows(v),
+        "matmul_": matmul.matmul_rows(v, product_narrow),
     }
     for done, (name, part) in enumerate(parts.items()):
         progress(name, done, len(parts) + 1)
@@ -122,6 +138,8 @@ def run(code, cx):  # type: ignore[no-untyped-def]
             fault = rearrange(ip, cx)  # noqa: F821
         elif op == REDUCE:
             fault = reduce(ip, cx)  # noqa: F821
+        elif op == MATMUL:
+            fault = matmul_(ip, cx)  # noqa: F821
         else:
             return 0
         if fault != 0:

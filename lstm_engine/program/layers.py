@@ -36,7 +36,7 @@ def optional_weights(low: Lowering, node: Node, index: int) -> np.ndarray | None
 @emits("MatMul", "Gemm")
 def lower_dense(low: Lowering, node: Node) -> None:
     """x·W + b with constant W and b; alpha, beta and transposes are folded into them."""
-    weights, bias = _dense_weights(low, node)
+    weights, bias = dense_weights(low, node)
     depth = weights.shape[0]
     x_form = low.form(node.input(0))
     if low.roles.axes[node.input(0)][-1] != x_form.width:
@@ -48,10 +48,11 @@ def lower_dense(low: Lowering, node: Node) -> None:
         raise NoInstructionError("its rows change")
     x = low.read_float(node.input(0))
     x = low.uniform(x, x.timed, x_form.batched)
-    emit_dense(low, node, x, weights, bias)
+    low.rows[node.output(0)] = emit_dense(low, node, x, weights, bias)
 
 
-def _dense_weights(low: Lowering, node: Node) -> tuple[np.ndarray, np.ndarray | None]:
+def dense_weights(low: Lowering, node: Node) -> tuple[np.ndarray, np.ndarray | None]:
+    """W [K,N] and bias [N] of a Gemm or MatMul, its scales and transposes worked in."""
     W = weights(low, node, 1)
     if W.ndim != 2 or len(low.shape(node.input(0))) < 2:
         raise NoInstructionError("its second operand is not a matrix of weights")
@@ -69,8 +70,8 @@ def _dense_weights(low: Lowering, node: Node) -> tuple[np.ndarray, np.ndarray | 
     return (W if alpha == 1.0 else W * low.dtype.type(alpha)), bias
 
 
-def emit_dense(low: Lowering, node: Node, x: Rows, weights: np.ndarray, bias: np.ndarray | None) -> None:
-    """Append DENSE and give its result to the node's output."""
+def emit_dense(low: Lowering, node: Node, x: Rows, weights: np.ndarray, bias: np.ndarray | None) -> Rows:
+    """Append DENSE; returns where its result lies."""
     depth, outputs = weights.shape
     wide, narrow = split_outputs(outputs)
     size = low.dtype.itemsize
@@ -79,7 +80,7 @@ def emit_dense(low: Lowering, node: Node, x: Rows, weights: np.ndarray, bias: np
     if bias is not None:
         padded[:outputs] = bias
     stride = -(-columns * size // 64) * 64
-    out = low.new_rows(node.output(0), x.timed, x.batched, outputs, low.dtype, stride)
+    out = low.new_rows(node.output(0), x.timed, x.batched, outputs, low.dtype, stride, x.together)
     key = (node.op, source(low, node, 1), tuple(sorted(map(str, node.attributes.items()))))
     low.emit(
         Opcode.DENSE,
@@ -102,7 +103,7 @@ def emit_dense(low: Lowering, node: Node, x: Rows, weights: np.ndarray, bias: np
         depth * outputs * size,
         2 * depth * outputs * low.per_step(x),
     )
-    low.rows[node.output(0)] = out
+    return out
 
 
 @emits("Gather")

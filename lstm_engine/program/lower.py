@@ -9,8 +9,8 @@ state from call to call and gives every step what the model gives its last.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Final
 
@@ -20,8 +20,10 @@ from ..encoding import Copy, Opcode
 from ..errors import StreamingError, UnsupportedModelError
 from ..graph import Graph, Node, TensorSpec, native
 from ..machine import debugging
-from ..passes.axes import ELEMENTWISE, Axes, RowForm, assign_roles
+from ..passes.axes import Axes, RowForm, assign_roles
+from ..passes.causality import EXACT, check_steps_apart
 from ..passes.shapes import Specialised
+from ..passes.states import RECURRENT
 from .arena import CANARY_BYTES, Buffer, aligned, place
 from .packing import Store, aligned_copy
 from .program import Field, HostCall, HostOperand, Instruction, Pinned, Place, Port, Program, Rows, StateSlot, Stretch
@@ -44,6 +46,8 @@ class NoInstructionError(Exception):
 
 Emitter = Callable[["Lowering", Node], None]
 EMITTERS: dict[str, Emitter] = {}
+#: Tried where the first finds no instruction.
+FALLBACKS: dict[str, Emitter] = {}
 
 
 def emits(*operators: str) -> Callable[[Emitter], Emitter]:
@@ -56,6 +60,16 @@ def emits(*operators: str) -> Callable[[Emitter], Emitter]:
     return register
 
 
+def falls_back(*operators: str) -> Callable[[Emitter], Emitter]:
+    """Register a function as the more general, slower lowering of ONNX operators."""
+
+    def register(emitter: Emitter) -> Emitter:
+        FALLBACKS.update(dict.fromkeys(operators, emitter))
+        return emitter
+
+    return register
+
+
 @dataclass(frozen=True)
 class Plan:
     """What kind of program is wanted."""
@@ -63,6 +77,20 @@ class Plan:
     causal: bool
     streamed: bool
     block: int  # steps there is room for at a time
+    flat: bool = False  # no axis is time: a row holds all steps
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An input that is an output's past and kept as it is, in the state region.
+
+    ``initial``: what its elements begin with; ``blockwise``: the output is that of a whole block of steps, not of one.
+    """
+
+    input: str
+    output: str
+    initial: float = 0.0
+    blockwise: bool = False
 
 
 def block_steps(batch: int, streamed: bool) -> int:
@@ -81,6 +109,8 @@ class Lowering:
         self.store = store
         self.dtype = np.dtype(element)
         self.roles = assign_roles(graph, known)
+        if plan.flat:
+            self.roles = replace(self.roles, time=())
         self.batch = self.roles.size(self.roles.batch)
         self.steps = self.roles.size(self.roles.time)
         self.block = plan.block if self.roles.time else 1
@@ -89,7 +119,7 @@ class Lowering:
         self.instructions: list[Instruction] = []
         self.stages: list[Stretch | HostCall] = [Stretch(0)]
         self.slots: list[StateSlot] = []
-        self.pairs: list[tuple[str, StateSlot]] = []  # outputs to copy into a state of their own
+        self.held: list[tuple[Kept, Rows]] = []  # states that are no recurrent node's own, and where they lie
         self.ports: dict[str, int] = {}
         self.fallible = False
         self.consumers = graph.consumers()
@@ -129,12 +159,14 @@ class Lowering:
         size = np.dtype(dtype).itemsize
         return aligned(-(-width // 16) * 16 * size)
 
-    def new_rows(self, name: str, timed: bool, batched: bool, width: int, dtype: Any, stride: int = 0) -> Rows:
+    def new_rows(
+        self, name: str, timed: bool, batched: bool, width: int, dtype: Any, stride: int = 0, together: int = 1
+    ) -> Rows:
         """A new tensor in the arena."""
         dtype = np.dtype(dtype)
         stride = stride or self.row_stride(width, dtype)
-        count = (self.block if timed else 1) * (self.batch if batched else 1)
-        return Rows(self.buffer(count * stride, name), stride, timed, batched, width, dtype)
+        count = (self.block if timed else 1) * (self.batch if batched else 1) * together
+        return Rows(self.buffer(count * stride, name), stride, timed, batched, width, dtype, together)
 
     def out_rows(self, name: str, timed: bool | None = None) -> Rows:
         """A new place for a node's output, in the output's own form."""
@@ -149,7 +181,7 @@ class Lowering:
 
     def per_step(self, rows: Rows) -> int:
         """Rows of a time step."""
-        return self.batch if rows.batched else 1
+        return (self.batch if rows.batched else 1) * rows.together
 
     def step_stride(self, rows: Rows) -> int:
         """Bytes from one step to the next; 0 for what stands still."""
@@ -235,17 +267,27 @@ class Lowering:
             + (", last step" if last else ", at the start" if once else ""),
         )
 
-    def slot(self, key: tuple[str, str, int], width: int, stride: int, initial: np.ndarray | None) -> StateSlot:
-        """A recurrent state [B][width] at the front of the arena."""
-        place_ = self.buffer(self.batch * stride, ".".join(map(str, key)), persistent=True)
-        slot = StateSlot(key, place_, stride, self.batch, width, self.dtype, initial)
+    def slot(
+        self,
+        key: tuple[str, str, int],
+        width: int,
+        stride: int,
+        initial: np.ndarray | None,
+        elements: np.ndarray | None = None,
+        dtype: Any = None,
+    ) -> StateSlot:
+        """A state at the front of the arena: [B][width], or rows of the places that ``elements`` tells."""
+        count = self.batch if elements is None else len(elements)
+        place_ = self.buffer(count * stride, ".".join(map(str, key)), persistent=True)
+        slot = StateSlot(key, place_, stride, count, width, np.dtype(dtype or self.dtype), initial, elements)
         self.slots.append(slot)
         return slot
 
     # --- the graph ---------------------------------------------------------------------------------------------------
 
-    def lower(self, states: Mapping[str, str]) -> Program:
-        """The program; ``states`` are inputs kept in the arena and the outputs they are the past of."""
+    def lower(self, kept: Iterable[Kept] = (), shown: Container[str] | None = None) -> Program:
+        """The program; ``kept`` inputs stay in the arena; ``shown``: the outputs the caller gets, None for all."""
+        states = {state.input: state for state in kept}
         for spec in self.graph.inputs:
             if spec.name in states:
                 self._keep(spec, states[spec.name])
@@ -255,24 +297,64 @@ class Lowering:
             self._lower_node(node)
         self.node = None
         for spec in self.graph.outputs:
-            if spec.name not in states.values():
+            if shown is None or spec.name in shown:
                 self._store(spec)
-        for output, slot in self.pairs:
-            held = Rows(slot.place, slot.stride, False, True, slot.width, slot.dtype)
-            source = self.read(output)
-            self.copy(source, held, last=source.timed)
+        self._write_back()
         return self._finish()
 
-    def _keep(self, spec: TensorSpec, output: str) -> None:
+    def _keep(self, spec: TensorSpec, state: Kept) -> None:
         """A state that is no recurrent node's own: rows in the state region, written back after the block."""
         form = self.form(spec.name)
-        if form.timed or (self.batch > 1 and not form.batched):
-            raise StreamingError(f"state '{spec}' has no batch axis of its own, so streams cannot keep it apart")
-        width = self.roles.size(form.width)
-        slot = self.slot((spec.name, "", 0), width, self.row_stride(width, self.dtype), None)
-        self.rows[spec.name] = Rows(slot.place, slot.stride, False, form.batched, width, self.dtype)
-        self.pairs.append((output, slot))
-        self.block = 1  # the next step needs this one's output
+        if form.timed and self.plan.streamed:
+            raise StreamingError(f"state '{spec}' runs along the time axis, so no single step can keep it")
+        dtype = native(self.known.dtypes[spec.name])
+        elements = self._elements(spec.name)
+        count, width = elements.shape
+        initial = np.full((count, width), state.initial, dtype) if state.initial else None
+        stride = self.row_stride(width, dtype)
+        slot = self.slot((spec.name, "", 0), width, stride, initial, elements, dtype)
+        rows = Rows(slot.place, stride, form.timed, form.batched, width, dtype)
+        self.rows[spec.name] = rows
+        self.held.append((state, rows))
+        if not state.blockwise:
+            self.block = self.block if not self.plan.streamed else 1  # the next step needs this one's output
+
+    def _elements(self, name: str) -> np.ndarray:
+        """Which place of a flattened tensor each element of its rows is: [rows, width]."""
+        places = np.arange(prod(self.shape(name)), dtype=np.int64).reshape(self.shape(name))
+        roles = self.roles
+        physical = to_physical(places, roles.axes[name], roles.sizes, roles.time, roles.batch, self.form(name))
+        return physical.reshape(-1, physical.shape[2])
+
+    def _write_back(self) -> None:
+        """Put each kept state's next value where the next step looks for it."""
+        kept = {_memory(rows) for _, rows in self.held}
+        sources = []
+        for state, held in self.held:  # all are read before any is overwritten
+            source = self.read(state.output)
+            if _memory(source) in kept - {_memory(held)}:
+                apart = self.new_rows(state.output, source.timed, source.batched, source.width, source.dtype)
+                self.copy(source, apart)
+                source = apart
+            sources.append(source)
+        for (state, held), source in zip(self.held, sources, strict=True):
+            if np.array_equal(self._elements(state.input), self._elements(state.output)):
+                if _memory(source) != _memory(held):
+                    self.copy(source, held, last=source.timed and not held.timed)
+            else:
+                self._reorder(state, source, held)
+
+    def _reorder(self, state: Kept, source: Rows, held: Rows) -> None:
+        """A next value whose elements lie in another order than the state's."""
+        axes = self.roles.axes
+        node = Node("Identity", (state.output,), (state.input,), name=f"{state.input} ← {state.output}")
+        operands = HostOperand(source, axes[state.output]), HostOperand(held, axes[state.input])
+        self._call(HostCall(node, operands[:1], operands[1:], "it reorders the elements of a row"))
+
+    def _call(self, call: HostCall) -> None:
+        self.emit(Opcode.HALT, {}, "end of a stretch")
+        self.stages.append(call)
+        self.stages.append(Stretch(len(self.instructions)))
 
     def _load(self, spec: TensorSpec) -> None:
         name = spec.name
@@ -324,15 +406,40 @@ class Lowering:
         self.node = node
         if all(not name or name in self.known.values for name in node.outputs):
             return
-        emitter = EMITTERS.get(node.op)
+        emitters = [table[node.op] for table in (EMITTERS, FALLBACKS) if node.op in table]
+        reasons = [] if emitters else ["no instruction for this operator"]
         mark = len(self.instructions), len(self.slots), len(self.buffers)
-        try:
-            if emitter is None:
-                raise NoInstructionError("no instruction for this operator")
-            emitter(self, node)
-        except NoInstructionError as reason:
-            del self.instructions[mark[0] :], self.slots[mark[1] :], self.buffers[mark[2] :]
-            self._host(node, str(reason))
+        for emitter in emitters:
+            try:
+                if self._begins_anew(node):
+                    raise NoInstructionError("it begins anew at every step")
+                emitter(self, node)
+                self._check_forms(node)
+                return
+            except NoInstructionError as reason:
+                del self.instructions[mark[0] :], self.slots[mark[1] :], self.buffers[mark[2] :]
+                reasons.append(str(reason))
+        self._host(node, "; ".join(dict.fromkeys(reasons)))
+
+    def _begins_anew(self, node: Node) -> bool:
+        """Whether a recurrent node of a stream has a time axis of its own, so that no state goes from step to step."""
+        if node.op not in RECURRENT or not self.plan.streamed or not self.roles.time:
+            return False
+        return self.roles.axes[node.input(0)][1 if node.attributes.get("layout", 0) else 0] != self.roles.time
+
+    def _check_forms(self, node: Node) -> None:
+        """An instruction's results must lie as their axes say: rows of one axis may not pass for columns of another.
+
+        In a stream a result may have a step's rows where the axes of a whole run have only the last.
+        """
+        for name in node.outputs:
+            if not name or name not in self.rows:
+                continue
+            rows, form = self.rows[name], self.form(name)
+            more = (rows.timed and not form.timed and not self.plan.streamed) or (rows.batched and not form.batched)
+            if more or rows.width != self.roles.size(form.width):
+                del self.rows[name]
+                raise NoInstructionError("it makes columns into steps or rows, or the reverse")
 
     def _host(self, node: Node, reason: str) -> None:
         """Run a node through its NumPy definition, between two stretches of machine code."""
@@ -343,7 +450,12 @@ class Lowering:
         if lifted:
             self.block = 1
         if self.plan.causal and self.roles.time:
-            _check_steps_apart(self, node)
+            made = [name for name in node.outputs if self.is_read(name)]
+            check_steps_apart(self.known, self.roles, node, made)
+            if self.plan.streamed and node.op not in EXACT:
+                self.block = 1  # NumPy may add up many steps in another order than one
+        elif self.plan.streamed and node.op in RECURRENT and not node.input(5):
+            raise StreamingError(f"{node.label} has no instruction ({reason}), so a stream cannot carry its state")
         outputs: list[HostOperand | None] = []
         for name in node.outputs:
             if not self.is_read(name):
@@ -352,9 +464,7 @@ class Lowering:
             rows = self.out_rows(name, timed=True if lifted else None)
             self.rows[name] = rows
             outputs.append(HostOperand(rows, self.roles.axes[name]))
-        self.emit(Opcode.HALT, {}, "end of a stretch")
-        self.stages.append(HostCall(node, tuple(operands), tuple(outputs), reason))
-        self.stages.append(Stretch(len(self.instructions)))
+        self._call(HostCall(node, tuple(operands), tuple(outputs), reason))
 
     def _host_operand(self, name: str) -> HostOperand | np.ndarray | None:
         if not name:
@@ -433,9 +543,10 @@ class Lowering:
             if isinstance(stage, Stretch):
                 position = stage.first
                 continue
+            halt = self._halt_after(position)
             for operand in (*stage.inputs, *stage.outputs):
                 if isinstance(operand, HostOperand) and isinstance(operand.rows.place, Place):
-                    operand.rows.place.buffer.touch(self._halt_after(position))
+                    operand.rows.place.buffer.touch(halt)
 
     def _halt_after(self, position: int) -> int:
         while self.instructions[position].opcode != Opcode.HALT:
@@ -467,32 +578,13 @@ class Lowering:
         )
 
 
+def _memory(rows: Rows) -> int:
+    """What tells the buffer or constant that rows lie in from all others."""
+    return id(rows.place.buffer if isinstance(rows.place, Place) else rows.place.array)
+
+
 def _dims(rows: Rows, batch: int) -> str:
     return ", ".join([*(["T"] if rows.timed else []), *([str(batch)] if rows.batched else []), str(rows.width)])
-
-
-#: Host operators whose result at a step depends on that step alone, wherever their time axis is kept as it is.
-_STEPWISE: Final = ELEMENTWISE | {
-    "ArgMax", "ArgMin", "BatchNormalization", "Clip", "Concat", "Gather", "Gemm", "LayerNormalization", "LogSoftmax",
-    "MatMul", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
-    "ReduceSumSquare", "Slice", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze",
-}  # fmt: skip
-
-
-def _check_steps_apart(lowering: Lowering, node: Node) -> None:
-    """A causal program may run a host call block by block only if no step of it looks at another."""
-    roles = lowering.roles
-    timed = [name for name in node.inputs if name and name not in lowering.known.values and roles.form(name).timed]
-    if not timed:
-        return
-    time_axes = {roles.axis_of(name, roles.time) for name in (*timed, *filter(None, node.outputs))}
-    axis = node.attributes.get("axis")
-    rank = len(lowering.shape(timed[0]))
-    along_time = node.op in ("Softmax", "LogSoftmax", "Concat") and (
-        "flatten_from" in node.attributes or (-1 if axis is None else axis) % rank in time_axes
-    )
-    if node.op not in _STEPWISE or None in time_axes or along_time:
-        raise StreamingError(f"{node.label} looks at more than one time step, so the model needs the whole sequence")
 
 
 def to_physical(

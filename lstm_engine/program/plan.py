@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -12,12 +12,18 @@ import numpy as np
 from ..errors import ModelFormatError, StreamingError, UnsupportedModelError
 from ..graph import Graph, TensorSpec
 from ..passes.axes import assign_roles
-from ..passes.shapes import Specialised, specialise
-from ..passes.states import StatePair, pair_states, without_states
+from ..passes.cut import resolved
+from ..passes.shapes import specialise
+from ..passes.steps import settles
+from . import convolution as convolution
 from . import layers as layers
 from . import pointwise as pointwise
+from . import rearranging as rearranging
+from . import recurrent as recurrent
+from . import reducing as reducing
 from . import shaping as shaping
-from .lower import Lowering, Plan, block_steps
+from . import within as within
+from .lower import Kept, Lowering, Plan, block_steps
 from .packing import Store
 from .program import Program
 
@@ -51,50 +57,53 @@ def lower_run(graph: Graph, shapes: Shapes, store: Store, element: str) -> Lower
 
     Block by block where the model looks only back; else with room for up to capacity() steps; else, where the network
     itself depends on the number of steps, for exactly these shapes.
+
+    Raises DataDependentError naming the node where data decides a shape or a branch.
     """
-    known = specialise(graph, shapes)
-    roles = assign_roles(graph, known)
+    now = resolved(graph, shapes).graph
+    known = specialise(now, shapes)
+    roles = assign_roles(now, known)
     time_axes = {spec.name: roles.axis_of(spec.name, roles.time) for spec in graph.inputs}
     steps = roles.size(roles.time)
-    if roles.time:
+    if any(axis is not None for axis in time_axes.values()):  # else the network itself makes its steps
         batch = roles.size(roles.batch)
         for plan in (Plan(True, False, block_steps(batch, False)), Plan(False, False, capacity(steps))):
             with suppress(StreamingError, ModelFormatError, UnsupportedModelError):
-                program = _independent_of_steps(graph, shapes, time_axes, store, element, plan, {})
+                program = independent_of_steps(graph, shapes, time_axes, store, element, plan)
                 if program is not None:
                     return Lowered(program, time_axes, True)
-    program = Lowering(graph, known, Plan(False, False, steps), store, element).lower({})
+    program = Lowering(now, known, Plan(False, False, steps), store, element).lower()
+    if program.hosts:  # a time axis that convolutions or attention run along as well is better one of the row's
+        flat = Lowering(now, known, Plan(False, False, 1, flat=True), store, element).lower()
+        if len(flat.hosts) < len(program.hosts):
+            return Lowered(flat, dict.fromkeys(time_axes), False)
     return Lowered(program, time_axes, False)
 
 
-def _independent_of_steps(
+def independent_of_steps(
     graph: Graph,
     shapes: Shapes,
     time_axes: Mapping[str, int | None],
     store: Store,
     element: str,
     plan: Plan,
-    states: Mapping[str, str],
+    kept: Sequence[Kept] = (),
+    shown: Container[str] | None = None,
 ) -> Program | None:
     """A program for any number of steps, or None if lowering for another number gives a different one."""
     longer = {
         name: tuple(size + OTHER_STEPS if index == time_axes[name] else size for index, size in enumerate(shape))
         for name, shape in shapes.items()
     }
-    one, other = (
-        Lowering(graph, specialise(graph, each), plan, store, element).lower(states) for each in (shapes, longer)
-    )
+    here, there = (resolved(graph, each, join=plan.streamed) for each in (shapes, longer))
+    if here.choices != there.choices:
+        return None
+    known, beyond = specialise(here.graph, shapes), specialise(there.graph, longer)
+    if settles(here.graph, known, beyond) is not None:
+        return None
+    one = Lowering(here.graph, known, plan, store, element).lower(kept, shown)
+    other = Lowering(there.graph, beyond, plan, store, element).lower(kept, shown)
     return one if one.structure() == other.structure() else None
-
-
-@dataclass(frozen=True)
-class Streamable:
-    """A model as a stream sees it: the graph without the states it carries, and the program of one block."""
-
-    graph: Graph
-    pairs: tuple[StatePair, ...]
-    program: Program
-    has_time: bool
 
 
 def probe_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
@@ -118,99 +127,15 @@ def _probed(spec: TensorSpec, index: int, dim: int | str | None, sizes: dict[str
     return sizes.setdefault(key, PROBES[len(sizes) % len(PROBES)])
 
 
-def probe(graph: Graph, batch: int) -> tuple[Shapes, Specialised]:
-    """Shapes that the network takes, and what is known at them.
-
-    Weights or stored states may fix a dimension that the file declares open (a batch of 1, most often): where the
-    distinct sizes do not fit, each open dimension in turn is given the batch that is asked for.
-
-    Raises ModelFormatError as specialise() does, for the first attempt.
-    """
-    shapes = probe_shapes(graph)
-    try:
-        return shapes, specialise(graph, shapes)
-    except ModelFormatError:
-        for symbol in sorted({dim for spec in graph.inputs for dim in spec.shape or () if isinstance(dim, str)}):
-            tried = {
-                spec.name: tuple(
-                    batch if dim == symbol else size
-                    for dim, size in zip(spec.shape or (), shapes[spec.name], strict=True)
-                )
-                for spec in graph.inputs
-            }
-            with suppress(ModelFormatError):
-                return tried, specialise(graph, tried)
-        raise
-
-
-def find_states(graph: Graph, declared: Mapping[str, str] | None) -> tuple[StatePair, ...]:
-    """Inputs that are outputs' pasts, at probing shapes."""
-    return pair_states(graph, probe(graph, 1)[1], declared)
-
-
-def lower_stream(
-    graph: Graph, batch: int, declared: Mapping[str, str] | None, store: Store, element: str
-) -> Streamable:
-    """The program of a stream of ``batch`` rows.
-
-    Raises StreamingError if the model needs the whole sequence, naming the node; UnsupportedModelError.
-    """
-    try:
-        probed, known = probe(graph, batch)
-    except ModelFormatError as fault:
-        raise StreamingError(f"{graph.origin} takes no stream of batch {batch}: {fault}") from fault
-    roles = assign_roles(graph, known)
-    time_axes = {spec.name: roles.axis_of(spec.name, roles.time) for spec in graph.inputs}
-    shapes = {
-        name: tuple(
-            batch if roles.batch and axis == roles.batch else size
-            for axis, size in zip(roles.axes[name], shape, strict=True)
-        )
-        for name, shape in probed.items()
-    }
-    if not roles.batch and batch != 1:
-        _refuse_batch(graph, known, batch)
-    known = specialise(graph, shapes)
-    pairs = pair_states(graph, known, declared)
-    inner = without_states(graph, pairs)
-    states = {pair.input: pair.output for pair in pairs if not pair.cells}
-    shapes = {spec.name: shapes[spec.name] for spec in inner.inputs}
-    if roles.time and _open(graph, time_axes):
-        plan = Plan(True, True, block_steps(batch, True))
-        program = _independent_of_steps(inner, shapes, time_axes, store, element, plan, states)
-        if program is None:
-            raise StreamingError(f"{graph.origin}: what it computes depends on the number of steps")
-    else:
-        known = specialise(inner, shapes)
-        roles = assign_roles(inner, known)
-        plan = Plan(True, True, block_steps(batch, True))
-        program = Lowering(inner, known, plan, store, element).lower(states)
-    return Streamable(inner, pairs, program, bool(roles.time))
-
-
-def _open(graph: Graph, time_axes: Mapping[str, int | None]) -> bool:
-    """Whether the file leaves the number of steps open."""
-    return all(
-        axis is None or not isinstance((spec.shape or ())[axis], int)
-        for spec in graph.inputs
-        for axis in [time_axes[spec.name]]
-    )
-
-
-def _refuse_batch(graph: Graph, known: Specialised, batch: int) -> None:
-    """Say why a file that declares a batch of 1 runs one row a stream."""
-    for node in graph.nodes:
-        if node.op in ("LSTM", "GRU", "RNN"):
-            shape = list(known.shapes[node.input(0)])
-            raise StreamingError(
-                f"{graph.origin} declares a batch of 1 ({node.label} reads {shape}); "
-                f"it cannot run {batch} rows in one stream: open {batch} streams"
-            )
-    raise StreamingError(f"{graph.origin} has no batch axis: open {batch} streams")
-
-
 def element_type(graph: Graph) -> str:
     """The type the model computes in: float64 if its weights or inputs are, else float32."""
-    floats = {value.dtype for value in graph.constants.values() if value.dtype.kind == "f" and value.size > 1}
+    floats = {value.dtype for value in _constants(graph) if value.dtype.kind == "f" and value.size > 1}
     floats |= {spec.dtype for spec in graph.inputs if np.dtype(spec.dtype).kind == "f"}
     return "float64" if floats and all(d == np.float64 for d in floats) else "float32"
+
+
+def _constants(graph: Graph) -> Iterator[np.ndarray]:
+    """All constants, those of bodies included."""
+    yield from graph.constants.values()
+    for body in graph.subgraphs():
+        yield from _constants(body)

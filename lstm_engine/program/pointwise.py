@@ -232,8 +232,12 @@ def lower_softmax(low: Lowering, node: Node) -> None:
     )
     if form.width != reduced:
         raise NoInstructionError("it does not run along whole rows")
-    x = low.read_float(node.input(0))
-    out = low.new_rows(node.output(0), x.timed, x.batched, x.width, low.dtype)
+    low.rows[node.output(0)] = emit_softmax(low, node, low.read_float(node.input(0)))
+
+
+def emit_softmax(low: Lowering, node: Node, x: Rows) -> Rows:
+    """Append SOFTMAX; returns where its result lies."""
+    out = low.new_rows(node.output(0), x.timed, x.batched, x.width, low.dtype, together=x.together)
     low.emit(
         Opcode.SOFTMAX,
         {
@@ -249,4 +253,4 @@ def lower_softmax(low: Lowering, node: Node) -> None:
         f"{node.op.lower()} over {x.width}",
         operations=3 * x.width * low.per_step(x),
     )
-    low.rows[node.output(0)] = out
+    return out

@@ -50,7 +50,7 @@ Field: TypeAlias = int | Place | Pinned
 
 @dataclass(frozen=True)
 class Rows:
-    """A tensor in memory: [T if timed][B if batched][width], rows ``stride`` bytes apart."""
+    """A tensor in memory: [T if timed][B if batched][together][width], rows ``stride`` bytes apart."""
 
     place: Place | Pinned
     stride: int
@@ -58,11 +58,12 @@ class Rows:
     batched: bool
     width: int
     dtype: np.dtype[Any]
+    together: int = 1  # vectors within what is one row of the tensor's form
 
     def columns(self, first: int, width: int) -> Rows:
         """The view of some neighbouring columns."""
         place = self.place.shifted(first * self.dtype.itemsize)
-        return Rows(place, self.stride, self.timed, self.batched, width, self.dtype)
+        return Rows(place, self.stride, self.timed, self.batched, width, self.dtype, self.together)
 
     @property
     def row_bytes(self) -> int:
@@ -154,6 +155,7 @@ class StateSlot:
     width: int
     dtype: np.dtype[Any]
     initial: np.ndarray | None  # [B, width]; None: zeros
+    elements: np.ndarray | None = None  # places in the flattened array of the file; None: a recurrent node knows
 
 
 @dataclass(frozen=True)

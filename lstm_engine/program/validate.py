@@ -23,6 +23,7 @@ from ..encoding import (
     Join,
     Lstm,
     Map,
+    Matmul,
     Opcode,
     Rearrange,
     Recurrent,
@@ -219,6 +220,20 @@ def _reduce(f: Any, steps: int, element: int, vector: int, block: int) -> Iterat
     yield Extent(Reduce.OUT, _span(rows, f[Reduce.OUT_STRIDE], 1, 0, written), True)
 
 
+def _matmul(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    rows, last = steps * f[Matmul.ROWS], f[Matmul.COUNT] - 1
+    height, depth, width = f[Matmul.HEIGHT], f[Matmul.DEPTH], f[Matmul.WIDTH]
+    x = last * f[Matmul.X_MATRIX] + height * depth * element
+    y = last * f[Matmul.Y_MATRIX] + depth * width * element
+    yield Extent(Matmul.X, _span(rows, f[Matmul.X_STRIDE], 1, 0, x), False)
+    yield Extent(Matmul.Y, _span(rows, f[Matmul.Y_STRIDE], 1, 0, y), False)
+    out = (last + 1) * height * width * element
+    yield Extent(Matmul.OUT, _span(rows, f[Matmul.OUT_STRIDE], 1, 0, out), True)
+    yield Extent(Matmul.PACKED, depth * vector, True)
+    yield Extent(Matmul.TILE, height * vector, True)
+    yield Extent(Matmul.ZEROS, vector, False)
+
+
 def _convolution(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
     def farthest(table: Convolution, count: int) -> int:
         return _farthest(_table(f[table], count))
@@ -291,6 +306,7 @@ _RULES: Final[dict[Opcode, Any]] = {
     Opcode.CONVOLUTION: _convolution,
     Opcode.REARRANGE: _rearrange,
     Opcode.REDUCE: _reduce,
+    Opcode.MATMUL: _matmul,
 }
 _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.LOAD: Copy.TIMED,
@@ -307,4 +323,5 @@ _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.CONVOLUTION: Convolution.TIMED,
     Opcode.REARRANGE: Rearrange.TIMED,
     Opcode.REDUCE: Reduce.TIMED,
+    Opcode.MATMUL: Matmul.TIMED,
 }
