@@ -334,24 +334,27 @@ def verify(
 ) -> None:
     """Hold a model's results against the float64 definition, and against onnxruntime where it is installed."""
     loaded = options.load(model)
-    from .report.verify import OtherEngineError, compared, onnxruntime_of, table_of
+    from .report.verify import OtherEngineError, compared, definition_of, onnxruntime_of, shown, ways_of
 
-    other, why_not = None, "onnxruntime runs whole .onnx files only"
-    if model.suffix == ".onnx" and not options.given["constants"]:
-        other, why_not = onnxruntime_of(os.fspath(model))
+    other, why_not, definition = None, "onnxruntime runs whole .onnx files only", None
+    if model.suffix == ".onnx":
+        definition = definition_of(os.fspath(model), options.given["constants"])
+        other, why_not = onnxruntime_of(os.fspath(model), options.given["constants"])
     with _waiting("comparing"):
         try:
-            comparisons = compared(loaded, other, seed, rounds)
+            comparisons = compared(loaded, other, seed, rounds, definition)
         except OtherEngineError as fault:
             other, why_not = None, str(fault)
-            comparisons = compared(loaded, other, seed, rounds)
-    _console().print(table_of(comparisons))
+            comparisons = compared(loaded, other, seed, rounds, definition)
+    _console().print(shown(comparisons, ways_of(loaded)))
     if other is None:
         _say(f"not compared with onnxruntime: {why_not}")
-    wrong = [c for c in comparisons if not c.holds]
+    wrong = [f"'{c.output}' by {c.error:.2e} (allowed {c.allowed:.2e})" for c in comparisons if not c.holds]
+    apart = [f"'{c.output}' by {c.between:.2e} (allowed {c.between_allowed:.2e})" for c in comparisons if not c.agrees]
     if wrong:
-        parts = ", ".join(f"'{c.output}' by {c.error:.2e} (allowed {c.allowed:.2e})" for c in wrong)
-        _fail(f"{model}: differs from its definition: {parts}")
+        _fail(f"{model}: differs from its definition: {', '.join(wrong)}")
+    if apart:
+        _fail(f"{model}: holds to its definition, differs from onnxruntime: {', '.join(apart)}")
 
 
 @_command("warm-up")

@@ -14,10 +14,13 @@ import numpy as np
 from .encoding import BUSY, FORM_WORDS, INSTRUCTION_BYTES, PORT_WORDS, Context, Form, port_word
 from .encoding import Port as PortWord
 from .errors import InputError, LstmEngineError, StateError
+from .passes.shapes import measured
 from .program.arena import CANARY_BYTES
 from .program.packing import aligned_empty
 from .program.program import HostCall, HostOperand, Place, Port, Program, Rows, StateSlot, Stretch
-from .reference import evaluate
+from .reference import Work, evaluate, is_control
+from .reference.control import bodies as bodies_of
+from .reference.control import body_nodes
 
 #: Programs estimated below this many seconds keep the interpreter lock: giving it up beside a busy Python thread
 #: stalls a step by milliseconds, keeping it costs others less than their own switch interval.
@@ -130,13 +133,13 @@ class Runner:
         entry = self._holding if steps * self.step_seconds < TINY else self._releasing
         return int(entry(self.address))
 
-    def run(self, steps: int) -> None:
-        """All steps of a call, through ports bound before.
+    def run(self, steps: int, work: Work | None = None) -> None:
+        """All steps of a call, through ports bound before; ``work``: what its control flow may still spend.
 
         Raises InputError for a token or length out of range; a streamed program's state is then as it was.
         """
         if self.program.hosts:
-            self._run_stages(steps)
+            self._run_stages(steps, work or self._work(steps))
         else:
             self.words[Context.TOTAL] = steps
             fault = self.enter(steps)
@@ -145,7 +148,15 @@ class Runner:
         if self.program.canaries:
             self._check_canaries()
 
-    def _run_stages(self, steps: int) -> None:
+    def _work(self, steps: int) -> Work | None:
+        """The budget of one call, where there is control flow that needs one."""
+        bodies = [body for call in self.program.hosts if is_control(call.node) for body in bodies_of(call.node)]
+        if not bodies:
+            return None
+        shapes = [[steps if k == port.time else n for k, n in enumerate(port.shape)] for port in self.program.inputs]
+        return Work(sum(map(prod, shapes)), self.program.carried, sum(len(body.nodes) + body_nodes(body) for body in bodies), measured)
+
+    def _run_stages(self, steps: int, work: Work | None) -> None:
         """Host calls in between: Python walks the blocks."""
         program = self.program
         before = self.arena[: program.state_bytes].copy()
@@ -163,7 +174,7 @@ class Runner:
                         if fault:
                             raise self.fault(fault)
                     else:
-                        self._run_host(stage, n)
+                        self._run_host(stage, n, work)
                 done += n
         except BaseException:
             self.arena[: program.state_bytes] = before
@@ -172,9 +183,9 @@ class Runner:
             self.context[Context.START] = 0
             self.context[Context.CODE] = self.code.ctypes.data
 
-    def _run_host(self, call: HostCall, steps: int) -> None:
+    def _run_host(self, call: HostCall, steps: int, work: Work | None) -> None:
         arrays = [self._logical(o, steps) if isinstance(o, HostOperand) else o for o in call.inputs]
-        for operand, result in zip(call.outputs, evaluate(call.node, arrays), strict=False):
+        for operand, result in zip(call.outputs, evaluate(call.node, arrays, work=work), strict=False):
             if operand is not None:
                 view, order = self._physical(operand, steps)
                 spread = result.reshape([self._size(atom, steps) for axis in operand.axes for atom in axis])
@@ -191,8 +202,8 @@ class Runner:
 
     def _full(self, operand: HostOperand, steps: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         atoms = {atom for axis in operand.axes for atom in axis}
-        timed = steps if set(self.program.time) & atoms else 1
-        batched = self.program.batch if set(self.program.batch_atoms) & atoms else 1
+        timed = steps if set(self.program.time) <= atoms else 1
+        batched = self.program.batch if set(self.program.batch_atoms) <= atoms else 1
         return (max(timed, shape[0]), max(batched, shape[1]), shape[2])
 
     def _physical(self, operand: HostOperand, steps: int) -> tuple[np.ndarray, list[int]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from .errors import InputError, listed
 from .graph import Graph, TensorSpec
+
+#: Floats that NumPy itself does not have (the package ml_dtypes has them), by name.
+EXTENDED_FLOATS: Final = frozenset({"bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"})
 
 
 def bind_constants(graph: Graph, constants: Mapping[str, Any]) -> Graph:
@@ -37,6 +40,8 @@ def converted(spec: TensorSpec, value: Any) -> np.ndarray:
     want = np.dtype(spec.dtype)
     if array.dtype == want and array.dtype.isnative:
         return array
+    if array.dtype.name in EXTENDED_FLOATS:
+        array = array.astype(np.float32)
     if array.dtype.kind not in "fiub":
         raise InputError(f"input '{spec}': expected {want}, got {array.dtype}; feed real numbers")
     if want.kind in "iu" and array.dtype.kind == "f":

@@ -80,7 +80,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A whole network. ``nodes`` are in an order in which each reads only what was made before it."""
+    """A whole network. ``nodes`` are in an order in which each reads only what was made before it.
+
+    ``carried``: elements of all tensors that its file holds, whatever passes make of them.
+    """
 
     nodes: tuple[Node, ...]
     inputs: tuple[TensorSpec, ...]
@@ -89,6 +92,7 @@ class Graph:
     opset: int
     metadata: Mapping[str, str] = field(default_factory=dict)
     origin: str = "model"
+    carried: int = 0
 
     @staticmethod
     def build(
@@ -120,10 +124,10 @@ class Graph:
         ]
         if faults:
             raise ModelFormatError(listed(f"{origin}: inconsistent graph", faults))
-        frozen = {name: _read_only(value) for name, value in constants.items()}
-        return Graph(
-            ordered, inputs, outputs, MappingProxyType(frozen), opset, MappingProxyType(dict(metadata or {})), origin
-        )
+        frozen = MappingProxyType({name: _read_only(value) for name, value in constants.items()})
+        carried = sum(value.size for value in frozen.values()) + sum(map(_carried, ordered))
+        about = MappingProxyType(dict(metadata or {}))
+        return Graph(ordered, inputs, outputs, frozen, opset, about, origin, carried)
 
     def with_nodes(
         self,
@@ -210,6 +214,12 @@ def live_nodes(nodes: Iterable[Node], wanted: set[str]) -> tuple[Node, ...]:
             alive.append(node)
             wanted.update(reads(node))
     return tuple(reversed(alive))
+
+
+def _carried(node: Node) -> int:
+    """Elements that a node's attributes hold."""
+    values = node.attributes.values()
+    return sum(v.carried if isinstance(v, Graph) else v.size for v in values if isinstance(v, Graph | np.ndarray))
 
 
 def _read_only(value: np.ndarray) -> np.ndarray:

@@ -17,14 +17,20 @@ from .engine import Attachment, Layout, Runner
 from .errors import InputError, ModelFormatError, UnsupportedModelError, listed
 from .feeds import bind_constants, converted, shape_faults
 from .formats import read
-from .graph import Graph
+from .graph import Graph, Node
 from .passes.check import check
+from .passes.cut import cut, resolved
 from .passes.modernise import modernise
-from .passes.shapes import fold
+from .passes.recognise import recognise
+from .passes.shape_rules import DataDependentError
+from .passes.shapes import fold, measured
 from .passes.states import without_zero_states
 from .program.packing import Store
-from .program.plan import Lowered, Streamable, capacity, element_type, find_states, lower_run, lower_stream
-from .program.program import Port
+from .program.plan import Lowered, capacity, element_type, lower_run
+from .program.program import Port, Program
+from .program.streaming import Streamable, check_states, find_states, lower_stream
+from .reference.control import body_nodes, is_control
+from .staged import Parts, Staged
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -41,7 +47,7 @@ def load(
     *,
     precision: str | None = None,
     threads: int | None = None,
-    states: Mapping[str, str] | None = None,
+    states: Mapping[str, str | None] | None = None,
     constants: Mapping[str, Any] | None = None,
     prefix: str | None = None,
     batch_first: bool | None = None,
@@ -51,9 +57,9 @@ def load(
     """Load a trained network from an .onnx or .npz file (or its bytes).
 
     ``precision``: None for the file's own, or "float32". ``threads``: at most this many (1 is what runs today).
-    ``states``: {input: output} pairs a stream carries, beside those found by themselves. ``constants``: inputs
-    that never change. ``prefix``, ``batch_first``, ``nonlinearity``, ``layers``: what a file of bare weights
-    cannot say (a PyTorch state_dict, Keras weights).
+    ``states``: {input: output} pairs a stream carries, beside those found by themselves ({input: None}: it is none).
+    ``constants``: inputs that never change. ``prefix``, ``batch_first``, ``nonlinearity``, ``layers``: what a file of
+    bare weights cannot say (a PyTorch state_dict, Keras weights).
 
     Raises OSError, ModelFormatError (damaged, contradictory), UnsupportedModelError (names node, operator and
     attribute), StateError, ValueError for keywords out of range.
@@ -63,9 +69,9 @@ def load(
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads={threads!r}: expected a positive number or None")
     graph = read(path, prefix=prefix, batch_first=batch_first, nonlinearity=nonlinearity, layers=layers)
-    graph = without_zero_states(fold(modernise(graph)))
+    graph = without_zero_states(recognise(fold(modernise(graph))))
     if constants:
-        graph = fold(bind_constants(graph, constants))
+        graph = recognise(fold(bind_constants(graph, constants)))
     check(graph)
     element = element_type(graph)
     if precision == "float32" and element == "float64":
@@ -80,16 +86,20 @@ class Model:
     ``metadata``: what the file says about itself (a vocabulary, for one).
     """
 
-    def __init__(self, graph: Graph, element: str, states: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, graph: Graph, element: str, states: Mapping[str, str | None] | None = None, store: Store | None = None
+    ) -> None:
         self.graph = graph
         self.element = element
         self.inputs = graph.inputs
         self.outputs = graph.outputs
         self.metadata = graph.metadata
-        self.store = Store()
+        self.store = store or Store()
         self._declared = dict(states or {})
         self._programs: OrderedDict[Any, tuple[Lowered, list[Runner]]] = OrderedDict()
-        self._calls: dict[Any, Call] = {}
+        self._calls: dict[Any, Call | StagedCall] = {}
+        self._parts = Parts(lambda part: Model(part, element, None, self.store))
+        self._branches = any(is_control(node) for node in graph.nodes)
         required = [spec.name for spec in graph.inputs if not spec.optional]
         self._sole = required[0] if len(required) == 1 else None
         self._dtypes = tuple((spec.name, np.dtype(spec.dtype)) for spec in graph.inputs)
@@ -98,7 +108,7 @@ class Model:
         self._states: tuple[tuple[str, str], ...] | None = None
         self._fingerprint: str | None = None
         if self._declared:
-            find_states(graph, self._declared)  # faults in states= are errors of load
+            check_states(graph, self._declared)  # faults in states= are errors of load
 
     def __repr__(self) -> str:
         ins, outs = "; ".join(map(str, self.inputs)), "; ".join(map(str, self.outputs))
@@ -108,10 +118,7 @@ class Model:
     def states(self) -> tuple[tuple[str, str], ...]:
         """Recognised pairs (input, output): the input is the output's past, and a stream carries it."""
         if self._states is None:
-            try:
-                pairs = find_states(self.graph, self._declared)
-            except (ModelFormatError, UnsupportedModelError):
-                pairs = ()
+            pairs = find_states(self.graph, self._declared)
             self._states = tuple((pair.input, pair.output) for pair in pairs)
         return self._states
 
@@ -140,12 +147,17 @@ class Model:
             if any(0 in array.shape for array in arrays.values()):
                 return self._run_empty(arrays, wanted)
             call = self._prepared(feeds, arrays, wanted)
-        runner = call.runners.pop() if call.runners else Runner(call.lowered.program)
-        try:
-            return call.run(runner, feeds)
-        finally:
-            if len(call.runners) < _MOST_RUNNERS:
-                call.runners.append(runner)
+        return call.run(feeds)
+
+    def run_part(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None, work: reference.Work
+    ) -> dict[str, np.ndarray]:
+        """As run(), for a part of another network that shares its budget: ``feeds`` are all inputs, right in dtype."""
+        wanted = self._wanted(outputs)
+        if any(0 in array.shape for array in feeds.values()):
+            return self._run_empty(feeds, wanted)
+        call = self._known_call(feeds, wanted) or self._prepared(feeds, feeds, wanted)
+        return call.run(feeds, work)
 
     def stream(self, batch: int = 1, constants: Mapping[str, Any] | None = None) -> Stream:
         """A stream of ``batch`` rows: owns state and buffers, shares the weights.
@@ -171,6 +183,19 @@ class Model:
         from .formats.native import write_native
 
         write_native(self.graph, path)
+
+    def ways(self) -> tuple[list[Program], list[Node]]:
+        """How runs so far were made: the programs lowered, and the nodes that decided, by their definition, what next.
+
+        Both include those of the parts into which data made the network fall.
+        """
+        with self._lock:
+            programs = [lowered.program for lowered, _ in self._programs.values()]
+        deciding = [node for call in [*self._calls.values()] if isinstance(call, StagedCall) for node in call.deciding]
+        for part in self._parts.made():
+            more, others = part.ways()
+            programs, deciding = programs + more, deciding + others
+        return programs, deciding
 
     # --- feeds -------------------------------------------------------------------------------------------------------
 
@@ -211,30 +236,51 @@ class Model:
 
     def _run_empty(self, arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
         """No steps or no rows: empty outputs of the right shape, by the definition."""
-        results = reference.run(self.graph, arrays, dtype=self.element, outputs=wanted)
+        results = reference.run(self.graph, arrays, dtype=None, outputs=wanted, measure=measured)
         return {name: np.array(value) for name, value in results.items()}
 
     # --- programs ----------------------------------------------------------------------------------------------------
 
     def _lowered(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Lowered, list[Runner]]:
-        """The program for these shapes; one serves any number of steps where the model looks only back."""
+        """The program for these shapes; one serves any number of steps where the model looks only back.
+
+        Raises DataDependentError naming the node where data decides a shape or a branch.
+        """
         exact = tuple(sorted(shapes.items()))
+        branches = self._choices(shapes)
         with self._lock:
-            for key in (exact, *self._shared_keys(shapes)):
+            for key in (exact, *((each, branches) for each in self._shared_keys(shapes))):
                 if key in self._programs:
                     self._programs.move_to_end(key)
                     return self._programs[key]
         try:
             lowered = lower_run(self.graph, shapes, self.store, self.element)
-        except ModelFormatError as fault:  # the file fits itself (load saw to that), so it is the feeds that do not
-            raise InputError(f"feeds of {self.graph.origin} do not fit the network: {fault}") from fault
-        key = _shared_key(shapes, lowered) if lowered.any_steps else exact
+        except ModelFormatError as fault:
+            raise self._unfit(fault) from fault
+        key = (_shared_key(shapes, lowered), branches) if lowered.any_steps else exact
         with self._lock:
             self._programs[key] = lowered, []
             while len(self._programs) > _MOST_PROGRAMS:
                 self._programs.popitem(last=False)
                 self._calls.clear()
             return self._programs[key]
+
+    def _choices(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, bool], ...]:
+        """The branches that these shapes take."""
+        if not self._branches:
+            return ()
+        try:
+            return resolved(self.graph, shapes).choices
+        except ModelFormatError as fault:
+            raise self._unfit(fault) from fault
+
+    def _unfit(self, fault: ModelFormatError) -> InputError:
+        """The file fits itself (load saw to that), so it is the feeds that do not."""
+        return InputError(f"feeds of {self.graph.origin} do not fit the network: {fault}")
+
+    def _budget(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
+        """Elements fed and carried, and nodes in bodies."""
+        return sum(array.size for array in arrays.values()), self.graph.carried, body_nodes(self.graph)
 
     def _shared_keys(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Any]:
         """Keys of programs that serve several numbers of steps, these among them."""
@@ -247,7 +293,7 @@ class Model:
                 keys.append(_shared_key(shapes, lowered))
         return keys
 
-    def _known_call(self, feeds: Any, outputs: Sequence[str] | None) -> Call | None:
+    def _known_call(self, feeds: Any, outputs: Sequence[str] | None) -> Call | StagedCall | None:
         """The prepared call of an earlier run with feeds of the same names, dtypes and shapes."""
         if feeds.__class__ is not dict:
             return None
@@ -271,17 +317,22 @@ class Model:
 
     def _prepared(
         self, feeds: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...]
-    ) -> Call:
+    ) -> Call | StagedCall:
         """The call for these shapes, kept for the next run; ``arrays`` are the feeds and what stands in for others."""
-        lowered, runners = self._lowered({name: array.shape for name, array in arrays.items()})
+        shapes = {name: array.shape for name, array in arrays.items()}
         absent = {name: array for name, array in arrays.items() if name not in feeds}
-        call = Call.prepare(lowered, runners, arrays, absent, wanted)
+        call: Call | StagedCall
+        try:
+            lowered, runners = self._lowered(shapes)
+            call = Call.prepare(lowered, runners, arrays, absent, wanted)
+        except DataDependentError:
+            call = StagedCall(Staged.of(cut(self.graph, shapes), self._parts), absent, wanted, self._budget(arrays))
         if len(self._calls) >= _MOST_CALLS:
             self._calls.clear()
-        shapes = [feeds[name].shape if name in feeds else None for name, _ in self._dtypes]
+        fed = [feeds[name].shape if name in feeds else None for name, _ in self._dtypes]
         everything = wanted == tuple(spec.name for spec in self.outputs)
         for asked in (wanted, None) if everything else (wanted,):
-            key = (*shapes, asked)
+            key = (*fed, asked)
             self._calls[key] = call
         return call
 
@@ -308,7 +359,7 @@ class Call:
     ) -> Call:
         """Work the layouts out."""
         program = lowered.program
-        steps = next((arrays[n].shape[a] for n, a in lowered.time_axes.items() if a is not None), 1)
+        steps = next((arrays[n].shape[a] for n, a in lowered.time_axes.items() if a is not None), program.block)
 
         def attached(port: Port) -> Attachment:
             shape = tuple(steps if i == port.time else size for i, size in enumerate(port.shape))
@@ -325,16 +376,47 @@ class Call:
             tuple(port for port in program.outputs if port.name not in wanted),
         )
 
-    def run(self, runner: Runner, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, np.ndarray], work: reference.Work | None = None) -> dict[str, np.ndarray]:
+        """The results, by an idle runner or a new one."""
+        runner = self.runners.pop() if self.runners else Runner(self.lowered.program)
+        try:
+            return self._run(runner, feeds, work)
+        finally:
+            if len(self.runners) < _MOST_RUNNERS:
+                self.runners.append(runner)
+
+    def _run(
+        self, runner: Runner, feeds: Mapping[str, np.ndarray], work: reference.Work | None
+    ) -> dict[str, np.ndarray]:
         """Bind, run, and give the results in their logical shapes."""
         absent = self.absent
         held = [runner.bind(end, feeds[end.name] if end.name in feeds else absent[end.name]) for end in self.inputs]
         made = [runner.bind_new(end) for end in self.outputs]
         for port in self.unwanted:
             runner.unbind(port)
-        runner.run(self.steps)
+        runner.run(self.steps, work)
         del held  # the ports pointed at them until here
         return {end.name: end.layout.settled(array) for end, array in zip(self.outputs, made, strict=True)}
+
+
+@dataclass(frozen=True)
+class StagedCall:
+    """A run in which data decides shapes or branches; ``budget``: elements fed and carried, nodes in bodies."""
+
+    staged: Staged
+    absent: Mapping[str, np.ndarray]
+    wanted: tuple[str, ...]
+    budget: tuple[int, int, int]
+
+    @property
+    def deciding(self) -> tuple[Node, ...]:
+        """Nodes whose results decide shapes or branches."""
+        return tuple(self.staged.cut.deciding)
+
+    def run(self, feeds: Mapping[str, np.ndarray], work: reference.Work | None = None) -> dict[str, np.ndarray]:
+        """The results, stage by stage."""
+        work = work or reference.Work(*self.budget, measured)
+        return self.staged.run({**self.absent, **feeds}, self.wanted, work)
 
 
 def _shared_key(shapes: Mapping[str, tuple[int, ...]], lowered: Lowered) -> Any:

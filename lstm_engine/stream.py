@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy import empty, ndarray
 
 from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form
-from .engine import Attachment, Layout, Runner
+from .engine import IN_USE, Attachment, Layout, Runner
 from .errors import InputError, StateError, listed
 from .feeds import bind_constants, converted
-from .graph import TensorSpec
+from .graph import Shape, TensorSpec
 from .passes.shapes import fold
 from .passes.states import CellState
-from .program.plan import Streamable
 from .program.program import Port, StateSlot
+from .program.streaming import Frames, Streamable
 from .state import State
 
 if TYPE_CHECKING:
@@ -30,13 +33,16 @@ _WRITABLE: Final = 0x0401
 class Stream:
     """A model running step by step over ``batch`` rows, carrying its state from call to call.
 
+    Of a file that is made to be called frame by frame, a step is such a call; frames may then be of any size that the
+    file allows, and ``inputs`` and ``outputs`` have None for what it leaves open.
+
     Belongs to one caller at a time: used by two at once it raises StateError. A call that fails leaves the state
     as it was. ``inputs``, ``outputs``: what a step takes and gives, without time axis.
     """
 
     __slots__ = (
         "_box", "_enter_step", "_fresh_shape", "_last_chunk", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
-        "_runner", "_scalar", "_single", "_step_ends", "batch", "inputs", "model", "outputs",
+        "_ports_in", "_ports_out", "_runner", "_scalar", "_single", "_step_ends", "batch", "inputs", "model", "outputs",
     )  # fmt: skip
 
     def __init__(self, model: Model, batch: int = 1, constants: Mapping[str, Any] | None = None) -> None:
@@ -49,10 +55,22 @@ class Stream:
     def _set_up(self, model: Model, batch: int, lowered: Streamable) -> None:
         self.model = model
         self.batch = batch
+        self._install(lowered, Runner(lowered.program))
+        self.inputs = tuple(_step_spec(port) for port in self._ports_in)
+        self.outputs = tuple(_step_spec(port) for port in self._ports_out)
+        if lowered.frames is not None:
+            self.inputs = tuple(_left_open(spec, lowered.frames.frame[spec.name]) for spec in self.inputs)
+            if any(None in (spec.shape or ()) for spec in self.inputs):
+                declared = {spec.name: spec.shape for spec in model.graph.outputs}
+                self.outputs = tuple(_left_open(spec, declared[spec.name]) for spec in self.outputs)
+
+    def _install(self, lowered: Streamable, runner: Runner) -> None:
+        """Have a program, and the arena that it runs in."""
+        framed = lowered.frames is not None
         self._lowered = lowered
-        self._runner = Runner(lowered.program)
-        self.inputs = tuple(_step_spec(port) for port in lowered.program.inputs)
-        self.outputs = tuple(_step_spec(port) for port in lowered.program.outputs)
+        self._runner = runner
+        self._ports_in = tuple(_as_frame(p) if framed else p for p in lowered.program.inputs)
+        self._ports_out = tuple(_as_frame(p) if framed else p for p in lowered.program.outputs)
         self._step_ends = {port.name: Attachment.of(port, self._layout(port, 1, True)) for port in self._ports()}
         self._last_chunk: tuple[int, dict[str, Attachment]] = (-1, {})
         self._prepare_short_way()
@@ -93,7 +111,8 @@ class Stream:
         self._out_shape: tuple[int, ...] = ()
         self._out_lean: tuple[int, ...] = ()
         self._fresh_shape: tuple[int, ...] = ()  # of a new result, as the last step that was new in form wanted it
-        if len(program.inputs) != 1 or len(program.outputs) != 1 or program.hosts or program.canaries:
+        single = len(program.inputs) == len(program.outputs) == 1
+        if not single or program.hosts or program.canaries or self._lowered.frames is not None:
             return
         x, y = program.inputs[0], program.outputs[0]
         plain = all(end.layout.order is None for end in self._step_ends.values())
@@ -137,8 +156,10 @@ class Stream:
     def _step_any(self, x: Any, out: np.ndarray | None) -> Any:
         """A step with whatever it takes to bring x into shape."""
         feeds, lean = self._step_feeds(x)
+        if self._lowered.frames is not None:
+            self._resize(self._lowered.frames, {name: array.shape for name, array in feeds.items()})
         self._fresh_shape = self._out_lean if lean else self._out_shape
-        shapes = {port.name: self._result_shape(port, lean) for port in self._lowered.program.outputs}
+        shapes = {port.name: self._result_shape(port, lean) for port in self._ports_out}
         targets = {} if out is None else self._checked_targets(out, shapes)
         results = {name: array.reshape(shapes[name]) for name, array in self._fitting_step(feeds).items()}
         if out is None:
@@ -167,7 +188,7 @@ class Stream:
         named = out if isinstance(out, Mapping) else {next(iter(shapes)): out} if len(shapes) == 1 else None
         if named is None:
             raise InputError(f"out: expected {{name: array}} for outputs {', '.join(shapes)}, got {_described(out)}")
-        dtypes = {port.name: port.dtype for port in self._lowered.program.outputs}
+        dtypes = {port.name: port.dtype for port in self._ports_out}
         faults = []
         for name, target in named.items():
             if name not in shapes:
@@ -212,14 +233,14 @@ class Stream:
 
     def _fitted(self, spec: TensorSpec, value: Any) -> tuple[np.ndarray, bool]:
         array = converted(spec, value)
-        shape = tuple(int(d) for d in spec.shape or () if isinstance(d, int))
-        if array.shape == shape:
+        shape = spec.shape or ()
+        if _fits(shape, array.shape):
             return array, False
-        if self.batch == 1 and shape and shape[0] == 1 and array.shape == shape[1:]:
-            return array.reshape(shape), True
+        if self.batch == 1 and shape and shape[0] == 1 and _fits(shape[1:], array.shape):
+            return array[np.newaxis], True
         if self.batch == 1 and array.ndim == 0 and all(size == 1 for size in shape):
-            return array.reshape(shape), True
-        raise InputError(f"'{spec}': expected shape {list(shape)}, got {list(array.shape)}")
+            return array.reshape((1,) * len(shape)), True
+        raise InputError(f"'{spec}': expected shape {_shown(shape)}, got {list(array.shape)}")
 
     # --- many steps --------------------------------------------------------------------------------------------------
 
@@ -233,6 +254,8 @@ class Stream:
         """
         named = self._named(chunk)
         arrays, steps = self._chunk_feeds(named)
+        if self._lowered.frames is not None:
+            self._resize(self._lowered.frames, {name: array.shape[1:] for name, array in arrays.items()})
         results = self._call(arrays, steps, stepwise=False)
         return next(iter(results.values())) if len(results) == 1 else results
 
@@ -240,19 +263,18 @@ class Stream:
         faults: list[str] = []
         arrays: dict[str, np.ndarray] = {}
         counts: dict[str, int] = {}
-        for spec, port in zip(self.inputs, self._lowered.program.inputs, strict=True):
+        for spec, port in zip(self.inputs, self._ports_in, strict=True):
             if spec.name not in named:
                 continue
             array = converted(spec, named[spec.name])
-            shape = _step_shape(port)
+            shape = spec.shape or ()
             axis = self._time_axis(port)
-            wanted = shape if axis is None else (*shape[:axis], -1, *shape[axis:])
+            wanted = shape if axis is None else (*shape[:axis], None, *shape[axis:])
             if self.batch == 1 and array.ndim == len(wanted) - 1 and 1 in wanted:
                 array = self._with_batch(array, wanted)
-            fits = array.ndim == len(wanted) and all(w in (-1, g) for w, g in zip(wanted, array.shape, strict=True))
-            if not fits:
-                letters = ["T" if size == -1 else str(size) for size in wanted]
-                faults.append(f"'{spec.name}': expected shape [{', '.join(letters)}], got {list(array.shape)}")
+            if not _fits(wanted, array.shape):
+                letters = shape if axis is None else (*shape[:axis], "T", *shape[axis:])
+                faults.append(f"'{spec.name}': expected shape {_shown(letters)}, got {list(array.shape)}")
                 continue
             arrays[spec.name] = array
             if axis is not None:
@@ -263,13 +285,11 @@ class Stream:
             raise InputError(listed("feed", faults))
         return arrays, next(iter(counts.values()), 1)
 
-    def _with_batch(self, array: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    def _with_batch(self, array: np.ndarray, wanted: Shape) -> np.ndarray:
         """A chunk given without its batch axis of 1."""
         axis = wanted.index(1)
-        without = wanted[:axis] + wanted[axis + 1 :]
-        if all(w in (-1, g) for w, g in zip(without, array.shape, strict=True)):
-            return np.expand_dims(array, axis)
-        return array
+        fits = _fits(wanted[:axis] + wanted[axis + 1 :], array.shape)
+        return np.expand_dims(array, axis) if fits else array
 
     def _time_axis(self, port: Port) -> int | None:
         """Where the time axis of a chunk is: the model's own, or in front; None for what has no time."""
@@ -281,6 +301,8 @@ class Stream:
 
     def _call(self, arrays: Mapping[str, np.ndarray], steps: int, stepwise: bool) -> dict[str, np.ndarray]:
         """Run ``steps`` steps; inputs and results without time axis where ``stepwise``."""
+        if self._lowered.frames is not None:
+            return self._call_frames(arrays, None if stepwise else steps)
         program, runner = self._lowered.program, self._runner
         ends = self._step_ends if stepwise else self._chunk_ends(steps)
         with runner.alone():
@@ -300,6 +322,68 @@ class Stream:
         array = arrays.get(end.name)
         return np.zeros(end.layout.shape, end.dtype) if array is None else array
 
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def _resize(self, frames: Frames, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Have the program for frames of these shapes; the state goes with it.
+
+        Raises InputError for sizes that do not fit the network.
+        """
+        present = {port.name: port.shape for port in self._ports_in}
+        wanted = {**present, **shapes}
+        if wanted == present:
+            return
+        program = frames.program(wanted)
+        with self._alone():
+            runner = Runner(program)
+            slots = {slot.key: slot for slot in program.slots}
+            for slot in self._lowered.program.slots:
+                if slot.elements is not None:  # those of recurrent nodes live within a call
+                    _transfer(self._runner.slot_rows(slot), slot, runner.slot_rows(slots[slot.key]), slots[slot.key])
+            self._install(replace(self._lowered, program=program), runner)
+
+    def _call_frames(self, arrays: Mapping[str, np.ndarray], count: int | None) -> dict[str, np.ndarray]:
+        """One frame, or ``count`` of them that lie along a leading axis."""
+        program = self._lowered.program
+        steps = prod(program.time_sizes[atom] for atom in program.time)
+        with self._alone() as runner:
+            if any(array.shape[count is not None :] != self._step_ends[n].layout.shape for n, array in arrays.items()):
+                raise StateError(IN_USE)  # another caller had it resized
+            if count is None:
+                return self._frame(runner, arrays, steps)
+            before = runner.arena[: program.state_bytes].copy()
+            results = {p.name: np.empty((count, *p.shape), p.dtype) for p in self._ports_out}
+            try:
+                for k in range(count):
+                    for name, value in self._frame(runner, {n: a[k] for n, a in arrays.items()}, steps).items():
+                        results[name][k] = value
+            except BaseException:
+                runner.arena[: program.state_bytes] = before
+                raise
+            return results
+
+    def _frame(self, runner: Runner, arrays: Mapping[str, np.ndarray], steps: int) -> dict[str, np.ndarray]:
+        ends, program = self._step_ends, self._lowered.program
+        held = [runner.bind(ends[port.name], self._fed(ends[port.name], arrays)) for port in program.inputs]
+        made = {port.name: runner.bind_new(ends[port.name]) for port in program.outputs}
+        runner.run(steps)
+        del held  # the ports pointed at them until here
+        return {name: ends[name].layout.settled(array) for name, array in made.items()}
+
+    @contextmanager
+    def _alone(self) -> Iterator[Runner]:
+        """Have the stream to oneself.
+
+        Raises StateError if another caller has it.
+        """
+        runner = self._runner
+        with runner.alone():
+            if runner is not self._runner:
+                raise StateError(IN_USE)
+            yield runner
+
+    # --- how arrays lie ----------------------------------------------------------------------------------------------
+
     def _bind_short_way(self) -> None:
         """Leave the context as the short way wants it: one step, rows of one step."""
         words = self._runner.words
@@ -318,6 +402,8 @@ class Stream:
 
     def _layout(self, port: Port, steps: int, stepwise: bool) -> Layout:
         """How a step, or a chunk of steps, of a port lies."""
+        if self._lowered.frames is not None:
+            return Layout.of(port.shape, port.dtype.itemsize, port.time, port.batch)
         shape, batch = _step_shape(port), _step_batch(port)
         axis = None if stepwise else self._chunk_axis(port)
         if axis is None:
@@ -336,13 +422,13 @@ class Stream:
 
     def reset(self) -> None:
         """Back to where the model starts."""
-        with self._runner.alone():
-            self._runner.reset()
+        with self._alone() as runner:
+            runner.reset()
 
     @property
     def state(self) -> State:
         """A snapshot of the state; assigning one continues from there."""
-        with self._runner.alone():
+        with self._alone():
             return State(self.model.fingerprint, self.batch, self._arrays())
 
     @state.setter
@@ -355,7 +441,7 @@ class Stream:
             )
         if snapshot.batch != self.batch:
             raise StateError(f"state: it is of batch {snapshot.batch}, this stream is of batch {self.batch}")
-        with self._runner.alone():
+        with self._alone():
             own = self._arrays()
             faults = [
                 f"'{name}': expected {_described(own.get(name))}, got {_described(snapshot.arrays.get(name))}"
@@ -372,7 +458,7 @@ class Stream:
     def fork(self) -> Stream:
         """A second stream that continues from here on its own."""
         twin = object.__new__(Stream)
-        with self._runner.alone():
+        with self._alone():
             twin._set_up(self.model, self.batch, self._lowered)
             size = self._lowered.program.state_bytes
             twin._runner.arena[:size] = self._runner.arena[:size]
@@ -389,34 +475,20 @@ class Stream:
         return arrays
 
     def _state_shape(self, name: str, cells: list[tuple[StateSlot, np.ndarray]]) -> tuple[int, ...]:
-        pair = next((p for p in self._lowered.pairs if p.input == name), None)
-        if pair is not None:
-            spec = next(s for s in self.model.graph.inputs if s.name == name)
-            total = sum(elements.size for _, elements in cells)
-            fixed = [d for d in (spec.shape or ()) if isinstance(d, int)]
-            if len(fixed) == len(spec.shape or ()) - 1:
-                rest = total // int(np.prod(fixed, dtype=np.int64))
-                return tuple(d if isinstance(d, int) else rest for d in spec.shape or ())
-            if (
-                int(np.prod(fixed, dtype=np.int64)) == total
-                and spec.shape is not None
-                and len(fixed) == len(spec.shape)
-            ):
-                return tuple(fixed)
-        return (len(cells), self.batch, cells[0][0].width)
+        return self._lowered.state_shapes.get(name) or (len(cells), cells[0][0].rows, cells[0][0].width)
 
     def _cells(self) -> dict[str, list[tuple[StateSlot, np.ndarray]]]:
-        """Per state array of the model: its slots, and which elements of the flattened array [B, width] each is."""
+        """Per state array of the model: its slots, and which elements of the flattened array each row of one is."""
         slots = {slot.key: slot for slot in self._lowered.program.slots}
         found: dict[str, list[tuple[StateSlot, np.ndarray]]] = {}
-        claimed: set[tuple[str, str, int]] = set()
         for pair in self._lowered.pairs:
-            cells = [entry for cell in pair.cells for entry in _slot_elements(cell, slots)]
-            if not pair.cells:
-                slot = slots[pair.input, "", 0]
-                cells = [(slot, np.arange(slot.rows * slot.width).reshape(slot.rows, slot.width))]
-            claimed |= {slot.key for slot, _ in cells}
-            found[pair.input] = cells
+            found[pair.input] = [entry for cell in pair.cells for entry in _slot_elements(cell, slots)]
+        for key, slot in slots.items():
+            if slot.elements is not None:
+                found[key[0]] = [(slot, slot.elements)]
+        if self._lowered.frames is not None:
+            return found  # the recurrent nodes' own states live within a call
+        claimed = {slot.key for cells in found.values() for slot, _ in cells}
         for key, slot in slots.items():
             if key not in claimed:
                 name = f"{key[0]}.{key[1]}"
@@ -429,14 +501,37 @@ class Stream:
 def _slot_elements(
     cell: CellState, slots: Mapping[tuple[str, str, int], StateSlot]
 ) -> list[tuple[StateSlot, np.ndarray]]:
-    """A recurrent node's state [D,B,H] by direction (layout 1: [B,D,H])."""
-    count = sum(1 for key in slots if key[:2] == (cell.node, cell.slot))
-    found = []
-    for d in range(count):
-        slot = slots[cell.node, cell.slot, d]
-        batch_first = cell.elements.shape[0] == slot.rows and cell.elements.shape[0] != count
-        found.append((slot, cell.elements[:, d] if batch_first else cell.elements[d]))
-    return found
+    """A recurrent node's state [D,B,H] by direction."""
+    return [(slots[cell.node, cell.slot, d], elements) for d, elements in enumerate(cell.elements)]
+
+
+def _transfer(values: np.ndarray, slot: StateSlot, target: np.ndarray, to: StateSlot) -> None:
+    """Put the values of one program's state into another's, which may order them differently."""
+    assert slot.elements is not None
+    assert to.elements is not None
+    flat = np.empty(slot.elements.size, slot.dtype)
+    flat[slot.elements] = values
+    target[...] = flat[to.elements]
+
+
+def _as_frame(port: Port) -> Port:
+    """A port of a whole frame: its axes are the frame's own, and it advances from frame to frame."""
+    return replace(port, time=None, stepped=True)
+
+
+def _left_open(spec: TensorSpec, shape: Shape | None) -> TensorSpec:
+    """The spec with None for sizes that are not certain."""
+    known = shape if shape is not None and len(shape) == len(spec.shape or ()) else (None,) * len(spec.shape or ())
+    return replace(spec, shape=tuple(d if isinstance(d, int) else None for d in known))
+
+
+def _fits(wanted: Shape, got: tuple[int, ...]) -> bool:
+    """Whether a shape is the one wanted; None: any size."""
+    return len(wanted) == len(got) and all(w is None or w == g for w, g in zip(wanted, got, strict=True))
+
+
+def _shown(shape: Shape) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
 def _step_shape(port: Port) -> tuple[int, ...]:

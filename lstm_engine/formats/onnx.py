@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from ..errors import ModelFormatError, UnsupportedModelError, listed
 from ..graph import UNKNOWN_DTYPE, Dimension, Graph, Node, TensorSpec
+from ..vocabulary import COMPUTED_IN, WIDENED
 from .onnx_tensors import NeighbourFiles, element_dtype, read_tensor, text
 from .onnx_wire import refuse_bombs
 from .source import Source
@@ -108,6 +110,8 @@ class _Reader:
             model = self._inlined(model)
         self._spend(len(model.metadata_props))
         metadata = {text(entry.key): text(entry.value) for entry in model.metadata_props}
+        if _in_bfloat16(model.graph):  # read as float32; float16 is seen, and widened, by a later pass
+            metadata[COMPUTED_IN] = WIDENED
         graph = self._graph(model.graph, frozenset(), "", metadata)
         if self._foreign:
             faults = [f"{label}: {name} is not part of ONNX" for name, label in sorted(self._foreign.items())[:20]]
@@ -194,8 +198,20 @@ class _Reader:
         for attribute in proto.attribute:
             if attribute.name in attributes:
                 raise ModelFormatError(f"{self._origin}: {bare.label} has the attribute {attribute.name!r} twice")
+            self._check_kind(attribute, bare)
             attributes[text(attribute.name)] = self._attribute(attribute, bare.label, scope)
         return replace(bare, attributes=attributes) if attributes else bare
+
+    def _check_kind(self, proto: AttributeProto, node: Node) -> None:
+        """Refuse a value of another kind than the operator takes: a size of 0.5 would pass for one of 0."""
+        wanted = _attribute_kinds(node.op, node.domain, self._opset).get(proto.name)
+        kind = proto.type or _kind_of_old_file(proto)
+        if wanted is not None and kind != wanted:
+            kinds = AttributeProto.AttributeType
+            got = kinds.Name(kind) if kind in kinds.values() else kind
+            raise ModelFormatError(
+                f"{self._origin}: attribute {proto.name!r} of {node.label}: expected {kinds.Name(wanted)}, got {got}"
+            )
 
     def _attribute(self, proto: AttributeProto, label: str, scope: _Scope) -> Any:
         subject = f"{self._origin}: attribute {proto.name!r} of {label}"
@@ -260,6 +276,24 @@ class _Reader:
             return sizes[key]
 
         size_of(_all_nodes(model.graph))
+
+
+@lru_cache(1024)
+def _attribute_kinds(op: str, domain: str, opset: int) -> Mapping[str, int]:
+    """The kinds of an operator's attributes (AttributeProto.AttributeType); empty for one that onnx does not know."""
+    if domain != "" or not onnx.defs.has(op, domain):
+        return {}
+    try:
+        schema = onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:  # one of a newer operator set
+        return {}
+    return {name: int(each.type.value) for name, each in schema.attributes.items()}
+
+
+def _in_bfloat16(graph: GraphProto) -> bool:
+    types = {tensor.data_type for tensor in graph.initializer}
+    types |= {info.type.tensor_type.elem_type for info in (*graph.input, *graph.output)}
+    return TensorProto.BFLOAT16 in types
 
 
 def _plain(domain: str) -> str:

@@ -13,7 +13,9 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import ModelFormatError, UnsupportedModelError
-from ..graph import Graph, Node, reads
+from ..graph import ENGINE_DOMAIN, Graph, Node, reads
+from .contrib import expanded
+from .widen import widened
 
 #: Operator set whose forms a modernised graph uses. No form changed in a later one, so a newer file keeps its number.
 CANONICAL_OPSET: Final = 21
@@ -45,13 +47,14 @@ CONSTANT_VALUES: Final = {
 
 
 def modernise(graph: Graph) -> Graph:
-    """The same network in the operator forms of CANONICAL_OPSET, subgraphs included.
+    """The same network in the operator forms of CANONICAL_OPSET, subgraphs included, half precision in float32.
 
     Softmax, LogSoftmax and Hardmax of sets before 13 that flatten their input get the engine's attribute
     ``flatten_from`` instead of ``axis``. Operators this pass does not know stay as they are.
 
     Raises UnsupportedModelError for old forms with no counterpart, ModelFormatError for contradictory ones.
     """
+    graph = widened(graph)
     taken = set(_defined_names(graph))
     return _modernised(graph, _Context(graph.opset, graph.origin, _float_type(graph), taken))
 
@@ -77,13 +80,14 @@ def _modernised(graph: Graph, context: _Context) -> Graph:
     nodes = []
     for node in graph.nodes:
         node = _with_modern_bodies(node, context)
+        folded = _constant_value(node, context)
+        if folded is not None:
+            constants[node.output(0)] = folded
+            continue
         if node.domain == "":
-            folded = _constant_value(node, context)
-            if folded is not None:
-                constants[node.output(0)] = folded
-                continue
-            node = _modern_form(node, context, constants)
-        nodes.append(node)
+            nodes.append(_modern_form(node, context, constants))
+        else:
+            nodes += _expanded(node, context, constants)
     plain = replace(graph, opset=max(graph.opset, CANONICAL_OPSET))
     kept = _without_copies(plain, nodes, constants)
     return plain.with_nodes(kept, constants)
@@ -99,7 +103,23 @@ def _with_modern_bodies(node: Node, context: _Context) -> Node:
 # ---------------------------------------------------------------- forms
 
 
+def _expanded(node: Node, context: _Context, constants: dict[str, np.ndarray]) -> list[Node]:
+    """What a node of onnxruntime's own operators stands for."""
+
+    def keep(stem: str, value: np.ndarray) -> str:
+        name = context.fresh(stem)
+        constants[name] = value
+        return name
+
+    try:
+        return expanded(node, context.fresh, keep)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{context.origin}: {error}") from error
+
+
 def _modern_form(node: Node, context: _Context, constants: dict[str, np.ndarray]) -> Node:
+    if node.op == "DFT" and context.opset < 20 and "axis" not in node.attributes:
+        node = _with(node, axis=1)  # the default then; now it is the last but one
     node = _move_attributes(node, context, constants)
     rule = FORMS.get(node.op)
     return node if rule is None else rule(node, context)
@@ -185,21 +205,13 @@ def _grid_sample(node: Node, context: _Context) -> Node:
 
 
 def _scan(node: Node, context: _Context) -> Node:
-    if context.opset < 9:
-        raise UnsupportedModelError(f"{context.origin}: {node.label}: Scan of operator set 8 is not implemented")
-    return node
+    """The form of set 8 scans the rows of a batch, each over its own length."""
+    return replace(node, op="BatchScan", domain=ENGINE_DOMAIN) if context.opset < 9 else node
 
 
 def _group_normalization(node: Node, context: _Context) -> Node:
-    if context.opset < 21:
-        raise UnsupportedModelError(f"{context.origin}: {node.label}: its form before set 21 is not implemented")
-    return node
-
-
-def _dft(node: Node, context: _Context) -> Node:
-    if context.opset < 20 and not node.input(2):
-        raise UnsupportedModelError(f"{context.origin}: {node.label}: DFT without axis before set 20")
-    return node
+    """Before set 21 scale and bias were of the groups, not of the channels: the engine's attribute says so."""
+    return _with(node, per_group=1) if context.opset < 21 else node
 
 
 def _constant_fill(node: Node, context: _Context) -> Node:
@@ -212,6 +224,13 @@ def _constant_fill(node: Node, context: _Context) -> Node:
     if _integer(node, "dtype", 1, context) != 1 or value is None:
         raise UnsupportedModelError(f"{context.origin}: {node.label}: only ConstantFill of float32 is implemented")
     return replace(node, op="ConstantOfShape", attributes={"value": value.reshape(1)})
+
+
+def _simplified_layer_norm(node: Node, context: _Context) -> Node:
+    """How onnxruntime writes an RMSNormalization."""
+    if node.output(1):
+        raise UnsupportedModelError(f"{context.origin}: {node.label}: its output inv_std_var is not implemented")
+    return replace(node, op="RMSNormalization", outputs=node.outputs[:1])
 
 
 def _dropout(node: Node, context: _Context) -> Node:
@@ -233,9 +252,9 @@ FORMS: Final[dict[str, Callable[[Node, _Context], Node]]] = {
     "Scan": _scan,
     "Scatter": lambda node, context: replace(node, op="ScatterElements"),
     "GroupNormalization": _group_normalization,
-    "DFT": _dft,
     "ConstantFill": _constant_fill,
     "Dropout": _dropout,
+    "SimplifiedLayerNormalization": _simplified_layer_norm,
 }
 
 
@@ -259,7 +278,7 @@ def _without(node: Node, *names: str) -> dict[str, Any]:
 
 def _constant_value(node: Node, context: _Context) -> np.ndarray | None:
     """The array a Constant node stands for; None for other nodes and for text."""
-    if node.op != "Constant" or not node.output(0):
+    if node.op != "Constant" or node.domain or not node.output(0):
         return None
     given = [name for name in CONSTANT_VALUES if name in node.attributes]
     if len(given) != 1 or len(node.attributes) != 1:

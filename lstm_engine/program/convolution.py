@@ -88,7 +88,7 @@ def lower_transposed(low: Lowering, node: Node) -> None:
 def _remainders(size: int, kernel: int, stride: int, dilation: int, before: int, outputs: int) -> Iterator[Taps]:
     """The taps of the outputs o with the same (o + pad) mod stride: i = (o + pad - k·dilation) / stride."""
     taps = np.arange(kernel)
-    for remainder in range(min(stride, outputs)):
+    for remainder in range(stride):
         first = (remainder - before) % stride
         targets = np.arange(first, outputs, stride)
         chosen = taps[(remainder - taps * dilation) % stride == 0]

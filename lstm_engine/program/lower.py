@@ -21,7 +21,7 @@ from ..errors import StreamingError, UnsupportedModelError
 from ..graph import Graph, Node, TensorSpec, native
 from ..machine import debugging
 from ..passes.axes import Axes, RowForm, assign_roles
-from ..passes.causality import EXACT, check_steps_apart
+from ..passes.causality import EXACT, check_steps_apart, picks_earlier_steps
 from ..passes.shapes import Specialised
 from ..passes.states import RECURRENT
 from .arena import CANARY_BYTES, Buffer, aligned, place
@@ -411,10 +411,15 @@ class Lowering:
         mark = len(self.instructions), len(self.slots), len(self.buffers)
         for emitter in emitters:
             try:
-                if self._begins_anew(node):
+                if emitter is EMITTERS.get(node.op) and self._begins_anew(node):
                     raise NoInstructionError("it begins anew at every step")
+                if self.plan.causal and self.roles.time and picks_earlier_steps(self.known, self.roles, node):
+                    raise NoInstructionError("it takes other steps than the last")
                 emitter(self, node)
                 self._check_forms(node)
+                if self.plan.causal and self.roles.time:
+                    made = [name for name in node.outputs if self.is_read(name)]
+                    check_steps_apart(self.known, self.roles, node, made, emitted=True)
                 return
             except NoInstructionError as reason:
                 del self.instructions[mark[0] :], self.slots[mark[1] :], self.buffers[mark[2] :]
@@ -516,6 +521,7 @@ class Lowering:
             time_sizes=dict(self.roles.sizes),
             time=self.roles.time,
             batch_atoms=self.roles.batch,
+            carried=self.graph.carried,
             listing=tuple(self.instructions),
         )
         validate(program)

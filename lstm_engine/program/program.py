@@ -184,6 +184,7 @@ class Program:
     time_sizes: Mapping[int, int]  # sizes of the atoms at lowering
     time: tuple[int, ...]
     batch_atoms: tuple[int, ...]
+    carried: int  # elements that the file holds: what control flow may do is in proportion to it
     listing: tuple[Instruction, ...] = field(repr=False)
 
     @property

@@ -127,6 +127,9 @@ def rearranged_row(low: Lowering, name: str, x: Rows, columns: np.ndarray, fill:
 
 def _columns(low: Lowering, sources: Sequence[str], result: str, numbers: np.ndarray) -> np.ndarray:
     """For each column of the result the source it comes from (NOWHERE: none) and the column there: [2, width]."""
+    whole = low.form(result)
+    if any(form.timed > whole.timed or form.batched > whole.batched for form in map(low.form, sources)):
+        raise NoInstructionError("it takes one of several rows")
     homes = np.concatenate([_homes(low, index, name) for index, name in enumerate(sources)])
     roles, form = low.roles, low.form(result)
     physical = to_physical(numbers, roles.axes[result], roles.sizes, roles.time, roles.batch, form)

@@ -143,7 +143,7 @@ def lower_concat(low: Lowering, node: Node) -> None:
     first = 0
     for name, part in zip(node.inputs, parts, strict=True):
         own = low.roles.axes[name][axis]
-        if low.form(name).width != (*own, *inner):
+        if low.form(name).width != (*own, *inner) or not low.roles.aligned(name, node.output(0), axis):
             raise NoInstructionError("it joins differently ordered rows")
         low.copy(part, out.columns(first, part.width))
         first += part.width

@@ -98,7 +98,11 @@ def _lower_matmul(low: Lowering, node: Node) -> None:
     if any(count not in (1, counts[2]) for count in counts[:2]) or not low.roles.size(low.form(result).width):
         raise NoInstructionError("its matrices are broadcast within rows")
     timed = any(low.read_float(name).timed for name in names)
+    rows = low.form(result)
     for name, count in zip(names, counts, strict=False):
+        form = low.form(name)
+        if (form.timed and not rows.timed) or (form.batched and not rows.batched):
+            raise NoInstructionError("its result is not the program's rows")
         if count > 1 and _matrices(low, name) != _matrices(low, result):
             raise NoInstructionError("its matrices are broadcast within rows")
         operands.append(low.uniform(low.read_float(name), timed, low.form(result).batched))

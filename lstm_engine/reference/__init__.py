@@ -14,15 +14,27 @@ import numpy as np
 
 from ..errors import InputError, LstmEngineError, ModelFormatError, UnsupportedModelError, listed
 from ..graph import ENGINE_DOMAIN, Graph, Node, TensorSpec
+from . import attention as attention
+from . import bridge, pointwise
+from . import causal as causal
+from . import chance as chance
+from . import convolution as convolution
 from . import linear as linear
-from . import pointwise
+from . import microsoft as microsoft
+from . import normalisation as normalisation
+from . import pooling as pooling
+from . import quantised as quantised
 from . import recurrent as recurrent
 from . import reduction as reduction
+from . import resampling as resampling
+from . import sequences as sequences
 from . import shaping as shaping
+from . import signal as signal
 from .cells import ACTIVATIONS, DEFAULT_ACTIVATIONS, Activation, CellAttributes, cell_attributes
+from .control import Evaluation, Measure, Work, body_nodes, control_faults, is_control
 from .layers import Layer, layer_of
 from .recurrent import lstm, lstm_step
-from .registry import OPERATORS, Array, Operator, quiet
+from .registry import OPERATORS, SEQUENCES, Array, Operator, quiet
 
 __all__ = [
     "ACTIVATIONS",
@@ -31,10 +43,12 @@ __all__ = [
     "CellAttributes",
     "Layer",
     "Operator",
+    "Work",
     "bind",
     "cell_attributes",
     "evaluate",
     "honoured",
+    "is_control",
     "layer_of",
     "lstm",
     "lstm_step",
@@ -49,8 +63,14 @@ KNOWN_DOMAINS: Final = ("", "ai.onnx", ENGINE_DOMAIN)
 
 #: Attributes that change nothing at the value given (None: at any value), beside those an operator honours.
 HARMLESS: Final[dict[tuple[str, str], Any]] = {
+    ("Attention", "left_window_size"): -1,
+    ("Attention", "qk_matmul_output_mode"): 0,
+    ("Attention", "right_window_size"): -1,
+    ("Attention", "softmax_precision"): None,
     ("BatchNormalization", "spatial"): 1,
     ("BatchNormalization", "is_test"): 1,
+    ("BatchNormalization", "momentum"): None,
+    ("BatchNormalization", "training_mode"): 0,
     ("Cast", "round_mode"): None,
     ("Dropout", "ratio"): None,
     ("Dropout", "is_test"): 1,
@@ -61,30 +81,42 @@ HARMLESS: Final[dict[tuple[str, str], Any]] = {
 }
 
 
-def evaluate(node: Node, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
+def evaluate(
+    node: Node,
+    inputs: Sequence[Array | None],
+    *,
+    scope: Mapping[str, Any] | None = None,
+    work: Work | None = None,
+) -> tuple[Array, ...]:
     """The outputs of one node. Absent optional inputs are None; results may be views of the inputs.
 
-    Raises UnsupportedModelError for an unknown operator or attribute, ModelFormatError where the inputs do not fit,
-    InputError for an index out of range.
+    ``scope``: tensors that the bodies of a control-flow node capture; ``work``: what these may still spend.
+
+    Raises UnsupportedModelError for an unknown operator or attribute or too much work, ModelFormatError where the
+    inputs do not fit, InputError for an index out of range.
     """
-    return bind(node)(inputs)
+    if not is_control(node):
+        return bind(node)(inputs)
+    _refuse(node)
+    return Evaluation(bind, work or Work()).node(node, inputs, scope or {})
 
 
 def bind(node: Node) -> Callable[[Sequence[Array | None]], tuple[Array, ...]]:
     """What evaluates a node again and again: ``evaluate`` with the node already checked."""
-    faults = node_faults(node)
-    if faults:
-        raise UnsupportedModelError(listed("not implemented", faults))
+    _refuse(node)
     known, attributes = OPERATORS[node.op], honoured(node)
+    sequences = node.op in SEQUENCES or node.op == "Identity"
 
     def evaluate_bound(inputs: Sequence[Array | None]) -> tuple[Array, ...]:
         try:
+            if not sequences and any(isinstance(x, list) for x in inputs):
+                raise TypeError("a sequence is no tensor")
             with quiet():
                 result = known.function(*_trimmed(inputs, known.min_inputs), **attributes)
         except LstmEngineError as error:
             raise type(error)(f"{node.label}: {error}") from error
         except (ValueError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
-            got = ", ".join("absent" if x is None else f"{x.dtype}{list(x.shape)}" for x in inputs)
+            got = ", ".join(map(_shown, inputs))
             raise ModelFormatError(f"{node.label}: inputs {got} do not fit: {error}") from error
         results = result if isinstance(result, tuple) else (result,)
         return tuple(_typed(node, x, inputs) for x in results)
@@ -98,18 +130,27 @@ def run(
     *,
     dtype: Any = np.float64,
     outputs: Sequence[str] | None = None,
+    measure: Measure | None = None,
 ) -> dict[str, Array]:
-    """Run a whole graph with every floating tensor in ``dtype``; outputs (any tensors of it) by name.
+    """Run a whole graph with every floating tensor in ``dtype`` (None: its own); outputs (any tensors) by name.
 
-    Optional inputs that are not fed count as zeros; their named dimensions are those of the given feeds.
+    Optional inputs that are not fed count as zeros; their named dimensions are those of the given feeds. With
+    ``measure`` no tensor is made that is out of all proportion to feeds and weights.
     """
-    dtype = np.dtype(dtype)
+    dtype = None if dtype is None else np.dtype(dtype)
     wanted = tuple(spec.name for spec in graph.outputs) if outputs is None else tuple(outputs)
     values = {name: promoted(value, dtype) for name, value in graph.constants.items()}
     values |= {name: promoted(value, dtype) for name, value in completed(graph, feeds).items()}
+    work = Work(sum(np.size(x) for x in feeds.values()), graph.carried, body_nodes(graph), measure)
+    bodies = Evaluation(lambda node: bind(_in_dtype(node, dtype)), work, lambda x: promoted(x, dtype))
     for node in graph.nodes:
         inputs = [values[name] if name else None for name in node.inputs]
-        results = evaluate(_in_dtype(node, dtype), inputs)
+        if is_control(node):
+            _refuse(node)
+            results = bodies.node(node, inputs, values)
+        else:
+            work.admit_results(node, inputs)
+            results = evaluate(_in_dtype(node, dtype), inputs)
         values |= {name: promoted(x, dtype) for name, x in zip(node.outputs, results, strict=False) if name}
     missing = [name for name in wanted if name not in values]
     if missing:
@@ -118,12 +159,15 @@ def run(
 
 
 def unsupported(graph: Graph) -> list[str]:
-    """Every operator, attribute and attribute value of the graph that is not implemented, by node."""
-    return [fault for node in graph.nodes for fault in node_faults(node)]
+    """Every operator, attribute and attribute value of the graph, bodies included, that is not implemented, by node."""
+    faults = [fault for node in graph.nodes for fault in node_faults(node)]
+    return faults + [fault for body in graph.subgraphs() for fault in unsupported(body)]
 
 
 def node_faults(node: Node) -> list[str]:
-    """What of one node is not implemented."""
+    """What of one node, its bodies left aside, is not implemented."""
+    if node.domain in KNOWN_DOMAINS and is_control(node):
+        return control_faults(node)
     if node.domain not in KNOWN_DOMAINS or node.op not in OPERATORS:
         return [f"{node.label}: operator {node.domain + '.' if node.domain else ''}{node.op} is not implemented"]
     known = OPERATORS[node.op]
@@ -138,6 +182,9 @@ def node_faults(node: Node) -> list[str]:
     if given < known.min_inputs or (known.max_inputs is not None and given > known.max_inputs):
         most = "any number" if known.max_inputs is None else known.max_inputs
         faults.append(f"{node.label}: takes {known.min_inputs} to {most} inputs, got {given}")
+    more = [name for name in node.outputs[known.results :] if name]
+    if more:
+        faults.append(f"{node.label}: makes {known.results} outputs, '{', '.join(more)}' is not implemented")
     return faults + _value_faults(node)
 
 
@@ -168,8 +215,12 @@ def completed(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
     return {spec.name: arrays[spec.name] if spec.name in arrays else _zeros(spec, bound) for spec in graph.inputs}
 
 
-def promoted(x: Array, dtype: np.dtype[Any]) -> Array:
-    """x in ``dtype`` if it is floating, else as it is."""
+def promoted(x: Array, dtype: np.dtype[Any] | None) -> Array:
+    """x (or each tensor of a sequence) in ``dtype`` if that is one and x is floating, else as it is."""
+    if dtype is None:
+        return x
+    if isinstance(x, list):
+        return [promoted(each, dtype) for each in x]
     return x.astype(dtype, copy=False) if np.issubdtype(x.dtype, np.floating) else x
 
 
@@ -186,23 +237,48 @@ def _zeros(spec: TensorSpec, bound: Mapping[str, int]) -> Array:
     return np.zeros(size, spec.dtype)
 
 
-def _in_dtype(node: Node, dtype: np.dtype[Any]) -> Node:
+def _in_dtype(node: Node, dtype: np.dtype[Any] | None) -> Node:
     """A Cast between floating types would throw away the precision of ``dtype``."""
     to = node.attributes.get("to")
-    if node.op != "Cast" or to not in pointwise.DTYPES or not np.issubdtype(pointwise.DTYPES[to], np.floating):
+    if (
+        dtype is None
+        or node.op != "Cast"
+        or to not in pointwise.DTYPES
+        or not np.issubdtype(pointwise.DTYPES[to], np.floating)
+    ):
         return node
     number = next(n for n, known in pointwise.DTYPES.items() if known == dtype)
     return Node(node.op, node.inputs, node.outputs, {**node.attributes, "to": number}, node.name, node.domain)
 
 
+def _refuse(node: Node) -> None:
+    faults = node_faults(node)
+    if faults:
+        raise UnsupportedModelError(listed("not implemented", faults))
+
+
 def _typed(node: Node, x: Any, inputs: Sequence[Array | None]) -> Array:
     """A result as an array: NumPy makes scalars, and in old releases wider ones, of arrays without axes."""
+    if isinstance(x, list):
+        return x
     out = np.asarray(x)
-    first = next((i for i in inputs if i is not None), None)
-    widened = out.dtype == np.float64 and first is not None and node.op not in ("Cast", "CastLike", "Constant")
+    first = next((i for i in inputs if isinstance(i, np.ndarray)), None)
+    widened = out.dtype == np.float64 and first is not None and not _chooses_type(node)
     if widened and first is not None and first.dtype in (np.float32, np.float16):
         return out.astype(first.dtype)
     return out
+
+
+def _shown(x: Any) -> str:
+    """An input as messages call it."""
+    if isinstance(x, list):
+        return f"a sequence of {len(x)}"
+    return "absent" if x is None else f"{x.dtype}{list(x.shape)}"
+
+
+def _chooses_type(node: Node) -> bool:
+    """Whether the node says itself what type it makes."""
+    return node.op in ("CastLike", "Constant") or not node.attributes.keys().isdisjoint(("to", "dtype"))
 
 
 def _trimmed(inputs: Sequence[Any], at_least: int) -> list[Any]:
@@ -222,6 +298,10 @@ def _value_faults(node: Node) -> list[str]:
     try:
         if node.op in DEFAULT_ACTIVATIONS:
             cell_attributes(node.op, node.attributes)
+        if node.op == "DynamicQuantizeLSTM":
+            cell_attributes("LSTM", node.attributes)
+        if node.op in bridge.BRIDGED:
+            return [f"{node.label}: {fault}" for fault in bridge.refused(node.op, node.attributes)]
         if node.op == "Cast":
             pointwise.element_type(node.attributes.get("to"))
     except LstmEngineError as error:

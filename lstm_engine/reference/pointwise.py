@@ -117,6 +117,13 @@ def swish(x: Array, *, alpha: float = 1.0) -> Array:
     return x * sigmoid(alpha * x)
 
 
+@operator("Shrink")
+def shrink(x: Array, *, bias: float = 0.0, lambd: float = 0.5) -> Array:
+    """0 within ±lambd; beyond it x, by ``bias`` nearer to 0."""
+    near = np.where(x < -lambd, x + bias, np.where(x > lambd, x - bias, 0))
+    return np.where(np.isnan(x), x, near).astype(x.dtype)
+
+
 @operator("Clip")
 def clip(x: Array, min: Array | None = None, max: Array | None = None) -> Array:
     """x within min..max; max where the two cross."""
@@ -251,10 +258,70 @@ def cos(x: Array) -> Array:
     return np.cos(x)
 
 
+@operator("Tan")
+def tan(x: Array) -> Array:
+    """Tangent."""
+    return np.tan(x)
+
+
+@operator("Asin")
+def arcsin(x: Array) -> Array:
+    """Inverse sine."""
+    return np.arcsin(x)
+
+
+@operator("Acos")
+def arccos(x: Array) -> Array:
+    """Inverse cosine."""
+    return np.arccos(x)
+
+
+@operator("Atan")
+def arctan(x: Array) -> Array:
+    """Inverse tangent."""
+    return np.arctan(x)
+
+
+@operator("Sinh")
+def sinh(x: Array) -> Array:
+    """Hyperbolic sine."""
+    return np.sinh(x)
+
+
+@operator("Cosh")
+def cosh(x: Array) -> Array:
+    """Hyperbolic cosine."""
+    return np.cosh(x)
+
+
+@operator("Asinh")
+def arcsinh(x: Array) -> Array:
+    """Inverse hyperbolic sine."""
+    return np.arcsinh(x)
+
+
+@operator("Acosh")
+def arccosh(x: Array) -> Array:
+    """Inverse hyperbolic cosine."""
+    return np.arccosh(x)
+
+
+@operator("Atanh")
+def arctanh(x: Array) -> Array:
+    """Inverse hyperbolic tangent."""
+    return np.arctanh(x)
+
+
 @operator("Not")
 def logical_not(x: Array) -> Array:
     """Logical negation."""
     return np.logical_not(x)
+
+
+@operator("BitwiseNot")
+def bitwise_not(x: Array) -> Array:
+    """Every bit negated."""
+    return np.bitwise_not(x)
 
 
 @operator("IsNaN")
@@ -408,6 +475,36 @@ def logical_or(a: Array, b: Array) -> Array:
 def logical_xor(a: Array, b: Array) -> Array:
     """One but not both."""
     return np.logical_xor(a, b)
+
+
+@operator("BitwiseAnd")
+def bitwise_and(a: Array, b: Array) -> Array:
+    """Bits set in both."""
+    return np.bitwise_and(a, b)
+
+
+@operator("BitwiseOr")
+def bitwise_or(a: Array, b: Array) -> Array:
+    """Bits set in either."""
+    return np.bitwise_or(a, b)
+
+
+@operator("BitwiseXor")
+def bitwise_xor(a: Array, b: Array) -> Array:
+    """Bits set in one but not both."""
+    return np.bitwise_xor(a, b)
+
+
+@operator("BitShift")
+def bit_shift(a: Array, b: Array, *, direction: str) -> Array:
+    """The bits of a moved b places; those that leave are lost, zeros come in, or the sign from the left."""
+    if direction not in ("LEFT", "RIGHT"):
+        raise ModelFormatError(f"direction must be LEFT or RIGHT, got '{direction}'")
+    width = a.dtype.itemsize * 8
+    if direction == "LEFT":
+        return np.where(b < width, np.left_shift(a, np.minimum(b, width - 1)), 0).astype(a.dtype)
+    gone = -1 if a.dtype.kind == "i" else 0  # the sign of a negative number comes in
+    return np.where(b < width, np.right_shift(a, np.minimum(b, width - 1)), np.where(a < 0, gone, 0)).astype(a.dtype)
 
 
 @operator("Where")

@@ -11,14 +11,14 @@ from .registry import Array, operator
 from .shaping import sizes
 
 
-def _least(dtype: np.dtype[Any]) -> Any:
+def least(dtype: np.dtype[Any]) -> Any:
     """What is at most everything of that type: the maximum of nothing."""
     if np.issubdtype(dtype, np.floating):
         return -np.inf
     return np.iinfo(dtype).min if np.issubdtype(dtype, np.integer) else False
 
 
-def _greatest(dtype: np.dtype[Any]) -> Any:
+def greatest(dtype: np.dtype[Any]) -> Any:
     """What is at least everything of that type: the minimum of nothing."""
     if np.issubdtype(dtype, np.floating):
         return np.inf
@@ -44,8 +44,8 @@ _REDUCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "ReduceSum": lambda x, **over: np.sum(x, dtype=x.dtype, **over),
     "ReduceMean": mean_over,
     "ReduceProd": lambda x, **over: np.prod(x, dtype=x.dtype, **over),
-    "ReduceMax": lambda x, **over: np.max(x, initial=_least(x.dtype), **over),
-    "ReduceMin": lambda x, **over: np.min(x, initial=_greatest(x.dtype), **over),
+    "ReduceMax": lambda x, **over: np.max(x, initial=least(x.dtype), **over),
+    "ReduceMin": lambda x, **over: np.min(x, initial=greatest(x.dtype), **over),
     "ReduceL1": lambda x, **over: np.sum(np.abs(x), dtype=x.dtype, **over),
     "ReduceL2": lambda x, **over: np.sqrt(np.sum(np.square(x), **over)),
     "ReduceSumSquare": lambda x, **over: np.sum(np.square(x), dtype=x.dtype, **over),
@@ -114,4 +114,17 @@ def cum_sum(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> A
     out = np.cumsum(x, along, dtype=x.dtype)
     if exclusive:
         out = out - x
+    return np.flip(out, along) if reverse else out
+
+
+@operator("CumProd")
+def cum_prod(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Array:
+    """Running product along an axis, with or without the element itself, from either end."""
+    along = int(axis.reshape(()))
+    if reverse:
+        x = np.flip(x, along)
+    out = np.cumprod(x, along, dtype=x.dtype)
+    if exclusive:
+        out = np.roll(out, 1, along)
+        out[(slice(None),) * (along % x.ndim) + (slice(0, 1),)] = 1
     return np.flip(out, along) if reverse else out

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -31,12 +32,19 @@ class Operator:
     defaults: Mapping[str, Any]
     min_inputs: int
     max_inputs: int | None
+    results: int
+    random: bool = False  # draws anew at every call: never folded
 
 
 OPERATORS: dict[str, Operator] = {}
+#: Operators that take or make a sequence of tensors (a list of arrays): they have no shape rule.
+SEQUENCES: Final = frozenset({
+    "SequenceEmpty", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength",
+    "SplitToSequence", "ConcatFromSequence",
+})  # fmt: skip
 
 
-def operator(name: str) -> Callable[[Function], Function]:
+def operator(name: str, *, random: bool = False) -> Callable[[Function], Function]:
     """Register a function as the definition of an ONNX operator.
 
     Positional parameters are the inputs (those with a default may be absent, ``*inputs`` is variadic),
@@ -54,7 +62,17 @@ def operator(name: str) -> Callable[[Function], Function]:
             {p.name: p.default for p in attributes if p.default is not p.empty},
             sum(p.default is p.empty for p in positional),
             None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional),
+            _results(function),
+            random,
         )
         return function
 
     return register
+
+
+def _results(function: Callable[..., Any]) -> int:
+    """How many results a definition declares: those of a tuple, else one; ``tuple[Array, ...]`` is any number."""
+    declared = str(function.__annotations__.get("return", "Array"))
+    if not declared.startswith("tuple["):
+        return 1
+    return sys.maxsize if "..." in declared else declared.count(",") + 1

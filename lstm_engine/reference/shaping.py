@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import InputError, ModelFormatError, UnsupportedModelError
+from .pointwise import element_type
 from .registry import Array, operator
 
 # --- constants --------------------------------------------------------------------------------------------------------
@@ -55,6 +56,13 @@ def shape(x: Array, *, start: int = 0, end: int | None = None) -> Array:
 def size(x: Array) -> Array:
     """How many elements x has."""
     return np.array(x.size, np.int64)
+
+
+@operator("EyeLike")
+def eye_like(x: Array, *, dtype: int | None = None, k: int = 0) -> Array:
+    """Ones on the k-th diagonal of a matrix of x's shape, 0 elsewhere."""
+    rows, columns = x.shape
+    return np.eye(rows, columns, k, dtype=x.dtype if dtype is None else element_type(dtype))
 
 
 # --- views ------------------------------------------------------------------------------------------------------------
@@ -149,6 +157,36 @@ def slices(
 def trilu(x: Array, k: Array | None = None, *, upper: int = 1) -> Array:
     """The upper (else lower) triangle of x[...,M,N] from diagonal k on, 0 elsewhere."""
     return (np.triu if upper else np.tril)(x, 0 if k is None else int(k.reshape(())))
+
+
+@operator("DepthToSpace")
+def depth_to_space(x: Array, *, blocksize: int, mode: str = "DCR") -> Array:
+    """Channels of x[N,C,H,W] as blocks of pixels → [N,C/b²,H*b,W*b]; in x the block (DCR) or the channel leads."""
+    N, C, H, W = x.shape
+    rest = C // blocksize**2
+    if mode == "DCR":
+        return (
+            x.reshape(N, blocksize, blocksize, rest, H, W).transpose(0, 3, 4, 1, 5, 2).reshape(_enlarged(x, blocksize))
+        )
+    if mode == "CRD":
+        return (
+            x.reshape(N, rest, blocksize, blocksize, H, W).transpose(0, 1, 4, 2, 5, 3).reshape(_enlarged(x, blocksize))
+        )
+    raise UnsupportedModelError(f"mode='{mode}' is neither DCR nor CRD")
+
+
+def _enlarged(x: Array, blocksize: int) -> tuple[int, int, int, int]:
+    N, C, H, W = x.shape
+    return N, C // blocksize**2, H * blocksize, W * blocksize
+
+
+@operator("SpaceToDepth")
+def space_to_depth(x: Array, *, blocksize: int) -> Array:
+    """Blocks of pixels of x[N,C,H,W] as channels → [N,C*b²,H/b,W/b]."""
+    N, C, H, W = x.shape
+    b = blocksize
+    cut = x.reshape(N, C, H // b, b, W // b, b)
+    return cut.transpose(0, 3, 5, 1, 2, 4).reshape(N, C * b * b, H // b, W // b)
 
 
 # --- joins ------------------------------------------------------------------------------------------------------------
@@ -267,6 +305,28 @@ def non_zero(x: Array) -> Array:
     return (
         np.array(np.nonzero(np.atleast_1d(x)), np.int64)[-x.ndim :] if x.ndim else np.zeros((0, int(x != 0)), np.int64)
     )
+
+
+@operator("Compress")
+def compress(x: Array, condition: Array, *, axis: int | None = None) -> Array:
+    """The slices of x along ``axis`` (else its elements) where the condition holds."""
+    whole = x.reshape(-1) if axis is None else x
+    along = 0 if axis is None else axis
+    if condition.ndim != 1 or condition.size > whole.shape[along]:
+        raise ModelFormatError(f"condition {list(condition.shape)} does not fit {list(whole.shape)}")
+    return np.compress(condition, whole, along)
+
+
+@operator("Unique")
+def unique(x: Array, *, axis: int | None = None, sorted: int = 1) -> tuple[Array, Array, Array, Array]:
+    """What occurs in x (along ``axis``), each once; where first; which each of x is; how often each is there."""
+    values, first, inverse, counts = np.unique(x, True, True, True, axis)
+    inverse = inverse.reshape(-1)
+    if not sorted:
+        order = np.argsort(first, kind="stable")
+        values = np.take(values, order, 0 if axis is None else axis)
+        first, inverse, counts = first[order], np.argsort(order)[inverse], counts[order]
+    return values, first.astype(np.int64), inverse.astype(np.int64), counts.astype(np.int64)
 
 
 @operator("ReverseSequence")

@@ -1,110 +1,34 @@
-"""The shape rule of each operator: shapes and types in, shapes and types out.
-
-A rule is called as the operator's definition in ``reference`` is: inputs by position, attributes by name.
-It says what does not fit, and raises UnsupportedModelError where a shape depends on data.
-"""
+"""Rules of the operators that compute element by element, move elements about, multiply matrices or reduce."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any
 
 import numpy as np
 
-from ..errors import ModelFormatError, UnsupportedModelError
-from ..reference import layer_of
-from ..reference.layers import INPUTS
-from ..reference.pointwise import element_type
-from ..reference.reduction import reduced_axes
-from ..reference.shaping import flattened, pad_widths, part_sizes, range_length, reshaped, sizes, slices
-
-Size: TypeAlias = tuple[int, ...]
-DType: TypeAlias = np.dtype[Any]
-
-
-class Known(NamedTuple):
-    """What is known of a tensor. A value may be unknown, a shape never."""
-
-    shape: Size
-    dtype: DType
-    value: np.ndarray | None = None
-
-    @property
-    def rank(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
-
-Rule = TypeVar("Rule", bound=Callable[..., Any])
-RULES: Final[dict[str, Callable[..., Any]]] = {}
-
-BOOL: Final = np.dtype(bool)
-INT64: Final = np.dtype(np.int64)
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register the shape rule of some operators."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
-def value_of(known: Known, what: str) -> np.ndarray:
-    """The value of an input that decides a shape."""
-    if known.value is None:
-        raise UnsupportedModelError(f"data-dependent shape: {what} is computed from the feeds")
-    return known.value
-
-
-def optional_value(known: Known | None, what: str) -> np.ndarray | None:
-    """The value of an optional input that decides a shape."""
-    return None if known is None else value_of(known, what)
-
-
-def one_type(*inputs: Known | None) -> DType:
-    """The type all inputs share."""
-    dtypes = list(dict.fromkeys(k.dtype for k in inputs if k is not None))
-    if len(dtypes) > 1:
-        raise ModelFormatError(f"inputs must have one type, got {' and '.join(map(str, dtypes))}")
-    return dtypes[0]
-
-
-def broadcast(*inputs: Known) -> Size:
-    """The shape the inputs broadcast to."""
-    try:
-        return np.broadcast_shapes(*(k.shape for k in inputs))
-    except ValueError:
-        shapes = " and ".join(str(list(k.shape)) for k in inputs)
-        raise ModelFormatError(f"shapes {shapes} do not broadcast") from None
-
-
-def fits(name: str, small: Known | None, what: str, big: Size) -> None:
-    """Refuse an optional input that broadcasting would not leave within the shape."""
-    padded = (1,) * (len(big) - small.rank) + small.shape if small is not None else big
-    if len(padded) > len(big) or any(n not in (1, m) for n, m in zip(padded, big, strict=True)):
-        raise ModelFormatError(f"{name} {small} does not broadcast to {what} {list(big)}")
-
-
-def axis_of(axis: int, rank: int) -> int:
-    """An axis counted from the front."""
-    if not -rank <= axis < rank:
-        raise ModelFormatError(f"axis {axis} does not exist in a tensor of rank {rank}")
-    return axis % rank
-
-
-def replaced(shape: Size, axis: int, size: int) -> Size:
-    """The shape with another size on one axis."""
-    axis = axis_of(axis, len(shape))
-    return (*shape[:axis], size, *shape[axis + 1 :])
-
+from ...errors import ModelFormatError, UnsupportedModelError
+from ...reference import layer_of
+from ...reference.layers import INPUTS
+from ...reference.pointwise import element_type
+from ...reference.reduction import reduced_axes
+from ...reference.shaping import flattened, pad_widths, part_sizes, range_length, reshaped, sizes, slices
+from .known import (
+    BOOL,
+    INT64,
+    Known,
+    Size,
+    axis_of,
+    broadcast,
+    fits,
+    one_type,
+    optional_value,
+    replaced,
+    rule,
+    value_of,
+)
 
 # elementwise
 
@@ -112,7 +36,8 @@ def replaced(shape: Size, axis: int, size: int) -> Size:
 @rule(
     *("Sigmoid", "Tanh", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softplus"),
     *("Softsign", "ThresholdedRelu", "Gelu", "Mish", "Swish", "Neg", "Abs", "Sqrt", "Exp", "Log", "Reciprocal"),
-    *("Erf", "Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "Identity", "Not"),
+    *("Erf", "Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "Identity", "Not", "BitwiseNot", "Shrink", "Tan"),
+    *("Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh"),
 )
 def _same(x: Known, **_: Any) -> Known:
     return Known(x.shape, x.dtype)
@@ -123,7 +48,9 @@ def _test(x: Known, **_: Any) -> Known:
     return Known(x.shape, BOOL)
 
 
-@rule("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Sum", "Mean")
+@rule(
+    "Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Sum", "Mean", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitShift"
+)
 def _arithmetic(*inputs: Known, **_: Any) -> Known:
     return Known(broadcast(*inputs), one_type(*inputs))
 
@@ -158,7 +85,9 @@ def _clip(x: Known, least: Known | None = None, most: Known | None = None) -> Kn
 
 
 @rule("Dropout")
-def _dropout(x: Known, *_: Known | None, **__: Any) -> tuple[Known, Known]:
+def _dropout(x: Known, ratio: Known | None = None, training_mode: Known | None = None, **_: Any) -> tuple[Known, Known]:
+    if training_mode is not None and np.any(value_of(training_mode, "training_mode")):
+        raise UnsupportedModelError("training_mode must be false: the engine only infers")
     return Known(x.shape, x.dtype), Known(x.shape, BOOL)
 
 
@@ -179,7 +108,7 @@ def _along_axis(x: Known, *, axis: int, flatten_from: int | None) -> Known:
     return Known(x.shape, x.dtype)
 
 
-@rule("CumSum")
+@rule("CumSum", "CumProd")
 def _cum_sum(x: Known, axis: Known, **_: Any) -> Known:
     if axis.value is not None:
         axis_of(int(axis.value.reshape(())), x.rank)
@@ -190,7 +119,8 @@ def _cum_sum(x: Known, axis: Known, **_: Any) -> Known:
 
 
 @rule("MatMul")
-def _matmul(a: Known, b: Known) -> Known:
+def matmul(a: Known, b: Known) -> Known:
+    """[...,M,K] @ [...,K,N] → [...,M,N]."""
     if not a.rank or not b.rank:
         raise ModelFormatError("MatMul takes no scalars")
     left, right = (a.shape if a.rank > 1 else (1, *a.shape)), (b.shape if b.rank > 1 else (*b.shape, 1))

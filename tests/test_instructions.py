@@ -1,0 +1,297 @@
+"""Machine code beside definitions: convolution, pooling, reductions, products, moved elements, recurrences within rows.
+
+Each model is lowered and must have no host call left, so that what is compared is the machine code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import LAYERS, LayerCase, examples, model_of
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from lstm_engine import reference
+from lstm_engine.errors import ModelFormatError, UnsupportedModelError
+from lstm_engine.graph import Graph, Node, TensorSpec
+from lstm_engine.model import Call, Model
+from lstm_engine.passes.shapes import specialise
+from lstm_engine.program.lower import Lowering, Plan
+from lstm_engine.program.packing import Store
+from lstm_engine.program.plan import Lowered, element_type
+
+Feeds = Mapping[str, np.ndarray]
+DTYPES = st.sampled_from([np.float32, np.float64])
+
+
+def graph_of(nodes: Sequence[Node], feeds: Feeds, constants: Feeds) -> Graph:
+    """A graph whose inputs have the feeds' shapes, the first axis open, and whose output is the last node's first."""
+    inputs = [TensorSpec(name, x.dtype, ("batch", *x.shape[1:])) for name, x in feeds.items()]
+    outputs = [TensorSpec(nodes[-1].outputs[0], np.dtype(np.float32), None)]
+    return Graph.build(nodes, inputs, outputs, constants, 21)
+
+
+def assert_in_machine_code(graph: Graph, feeds: Feeds, flat: bool = False) -> dict[str, np.ndarray]:
+    """Lowered without a host call, the graph gives what its definition gives in float64."""
+    exact = reference.run(graph, feeds)
+    if flat:
+        known = specialise(graph, {name: x.shape for name, x in feeds.items()})
+        plan = Plan(False, False, 1, flat=True)
+        program = Lowering(graph, known, plan, Store(), element_type(graph)).lower()
+        call = Call.prepare(Lowered(program, dict.fromkeys(feeds), False), [], feeds, {}, tuple(exact))
+        got = call.run(feeds)
+    else:
+        model = Model(graph, element_type(graph))
+        got = model.run(dict(feeds))
+        program = next(iter(model._programs.values()))[0].program
+    assert not program.hosts, [call.reason for call in program.hosts]
+    for name, x in exact.items():
+        assert got[name].shape == x.shape
+        single = got[name].dtype == np.float32
+        reach = max(1.0, float(np.abs(x[np.isfinite(x)]).max(initial=0)))
+        np.testing.assert_allclose(got[name], x, rtol=0, atol=(2e-6 if single else 1e-13) * 8 * reach)
+    return got
+
+
+def drawn(draw: st.DrawFn, shape: Sequence[int], dtype: Any) -> np.ndarray:
+    seed = draw(st.integers(0, 1 << 30))
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+# --- convolution and pooling ------------------------------------------------------------------------------------------
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[Node, Feeds, Feeds]:
+    rank = draw(st.integers(1, 3))
+    group = draw(st.sampled_from([1, 1, 2, 3]))
+    inputs = group * draw(st.integers(1, 5))
+    outputs = group * draw(st.sampled_from([1, 2, 5, 15, 16, 17, 33, 64, 70] if rank < 3 else [1, 3, 16]))
+    kernel = draw(st.lists(st.integers(1, 4), min_size=rank, max_size=rank))
+    spatial = draw(st.lists(st.integers(1, 9), min_size=rank, max_size=rank))
+    strides = draw(st.lists(st.integers(1, 3), min_size=rank, max_size=rank))
+    dilations = draw(st.lists(st.integers(1, 2), min_size=rank, max_size=rank))
+    attributes: dict[str, Any] = {"group": group, "strides": tuple(strides), "dilations": tuple(dilations)}
+    attributes["pads"] = tuple(draw(st.lists(st.integers(0, 2), min_size=2 * rank, max_size=2 * rank)))
+    op = draw(st.sampled_from(["Conv", "ConvTranspose"]))
+    if op == "ConvTranspose" and draw(st.booleans()):
+        most = [max(s, d) for s, d in zip(strides, dilations, strict=True)]
+        attributes["output_padding"] = tuple(draw(st.integers(0, m - 1)) for m in most)
+    dtype = draw(DTYPES)
+    W = (outputs, inputs // group, *kernel) if op == "Conv" else (inputs, outputs // group, *kernel)
+    constants = {"W": drawn(draw, W, dtype) / dtype(np.sqrt(np.prod(W[1:])))}
+    names = ["x", "W"]
+    if draw(st.booleans()):
+        constants["B"] = drawn(draw, (outputs,), dtype)
+        names.append("B")
+    feeds = {"x": drawn(draw, (draw(st.integers(1, 3)), inputs, *spatial), dtype)}
+    return Node(op, tuple(names), ("y",), attributes), feeds, constants
+
+
+@examples(120)
+@given(convolutions())
+def test_a_convolution(drawn_case: tuple[Node, Feeds, Feeds]) -> None:
+    node, feeds, constants = drawn_case
+    graph = graph_of([node], feeds, constants)
+    try:
+        whole = reference.run(graph, feeds)["y"]
+    except ModelFormatError:
+        assume(False)
+    assume(whole.size)
+    assert_in_machine_code(graph, feeds)
+
+
+def test_a_convolution_is_the_same_whoever_shares_its_batch() -> None:
+    rng = np.random.default_rng(0)
+    W = {"W": rng.standard_normal((20, 3, 5)).astype(np.float32)}
+    feeds = {"x": rng.standard_normal((7, 3, 31)).astype(np.float32)}
+    model = Model(graph_of([Node("Conv", ("x", "W"), ("y",), {"pads": (2, 2)})], feeds, W), "float32")
+    together = model.run(feeds)["y"]
+    for row in range(7):
+        alone = model.run({"x": feeds["x"][row : row + 1]})["y"]
+        np.testing.assert_array_equal(alone.view(np.int32), together[row : row + 1].view(np.int32))
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> tuple[Node, Feeds]:
+    rank = draw(st.integers(1, 2))
+    op = draw(st.sampled_from(["MaxPool", "AveragePool"]))
+    kernel = draw(st.lists(st.integers(1, 3), min_size=rank, max_size=rank))
+    attributes: dict[str, Any] = {"kernel_shape": tuple(kernel), "ceil_mode": draw(st.integers(0, 1))}
+    attributes["strides"] = tuple(draw(st.lists(st.integers(1, 3), min_size=rank, max_size=rank)))
+    attributes["pads"] = tuple(draw(st.integers(0, k - 1)) for k in kernel * 2)
+    if op == "AveragePool":
+        attributes["count_include_pad"] = draw(st.integers(0, 1))
+    x = drawn(
+        draw, (draw(st.integers(1, 3)), draw(st.integers(1, 20)), *[draw(st.integers(3, 9))] * rank), draw(DTYPES)
+    )
+    return Node(op, ("x",), ("y",), attributes), {"x": x}
+
+
+@examples(80)
+@given(pools())
+def test_a_pool(drawn_case: tuple[Node, Feeds]) -> None:
+    node, feeds = drawn_case
+    graph = graph_of([node], feeds, {})
+    try:
+        reference.run(graph, feeds)
+    except (ModelFormatError, UnsupportedModelError):
+        assume(False)
+    assert_in_machine_code(graph, feeds)
+
+
+# --- reductions, products, softmax ------------------------------------------------------------------------------------
+
+
+@examples(80)
+@given(st.data())
+def test_a_reduction(data: st.DataObject) -> None:
+    rank = data.draw(st.integers(2, 4))
+    shape = [data.draw(st.integers(1, 20)) for _ in range(rank)]
+    op = data.draw(st.sampled_from(["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin"]))
+    axes = data.draw(st.lists(st.integers(1, rank - 1), min_size=1, unique=True))
+    signed = [axis - rank * data.draw(st.integers(0, 1)) for axis in axes]
+    node = Node(op, ("x", "axes"), ("y",), {"keepdims": data.draw(st.integers(0, 1))})
+    feeds = {"x": drawn(data.draw, shape, data.draw(DTYPES))}
+    assert_in_machine_code(graph_of([node], feeds, {"axes": np.array(signed)}), feeds)
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin", "ReduceSum"])
+def test_a_reduction_keeps_nan(op: str) -> None:
+    x = np.ones((2, 20, 3), np.float32)
+    x[0, 7, 1] = np.nan
+    y = Model(graph_of([Node(op, ("x", "a"), ("y",))], {"x": x}, {"a": np.array([1])}), "float32").run({"x": x})["y"]
+    assert np.isnan(y).sum() == 1
+    assert np.isnan(y[0, 0, 1])
+
+
+@examples(60)
+@given(st.data())
+def test_a_product_of_computed_matrices(data: st.DataObject) -> None:
+    M, K, N = (data.draw(st.sampled_from([1, 2, 3, 15, 16, 17, 40])) for _ in range(3))
+    batch, heads = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    dtype = data.draw(DTYPES)
+    feeds = {
+        "x": drawn(data.draw, (batch, heads, M, K), dtype),
+        "y": drawn(data.draw, (batch, heads, K, N), dtype),
+    }
+    assert_in_machine_code(graph_of([Node("MatMul", ("x", "y"), ("z",))], feeds, {}), feeds)
+
+
+@examples(60)
+@given(st.data())
+def test_what_runs_along_the_last_axis_of_a_row(data: st.DataObject) -> None:
+    shape = [data.draw(st.integers(1, 4)), data.draw(st.integers(1, 7)), data.draw(st.sampled_from([1, 3, 16, 17, 33]))]
+    dtype = data.draw(DTYPES)
+    feeds = {"x": drawn(data.draw, shape, dtype)}
+    W = drawn(data.draw, (shape[-1], data.draw(st.sampled_from([1, 5, 16, 65]))), dtype)
+    nodes = [
+        Node("MatMul", ("x", "W"), ("y",)),
+        Node(data.draw(st.sampled_from(["Softmax", "LogSoftmax"])), ("y",), ("z",)),
+    ]
+    assert_in_machine_code(graph_of(nodes, feeds, {"W": W}), feeds)
+
+
+# --- moved elements ---------------------------------------------------------------------------------------------------
+
+
+@examples(150)
+@given(st.data())
+def test_elements_that_move_within_rows(data: st.DataObject) -> None:
+    """A chain of moves that leave the first axis alone, then one elementwise operator with a broadcast operand."""
+    dtype = data.draw(DTYPES)
+    shape = [data.draw(st.integers(1, 3)), *(data.draw(st.integers(1, 5)) for _ in range(data.draw(st.integers(1, 3))))]
+    feeds = {"x": drawn(data.draw, shape, dtype)}
+    constants: dict[str, np.ndarray] = {}
+    nodes: list[Node] = []
+    for k in range(data.draw(st.integers(1, 4))):
+        source, made = (f"t{k - 1}" if k else "x"), f"t{k}"
+        nodes.append(_move(data, source, made, shape, constants, k, dtype))
+        shape = list(reference.run(graph_of(nodes, feeds, constants), feeds)[made].shape)
+    repeated = [1 if data.draw(st.booleans()) else size for size in shape[1:]]
+    constants["y"] = drawn(data.draw, repeated, dtype)
+    nodes.append(Node(data.draw(st.sampled_from(["Add", "Mul", "Sub", "PRelu"])), (nodes[-1].outputs[0], "y"), ("z",)))
+    assert_in_machine_code(graph_of(nodes, feeds, constants), feeds)
+
+
+def _move(
+    data: st.DataObject, source: str, made: str, shape: list[int], constants: dict[str, np.ndarray], k: int, dtype: Any
+) -> Node:
+    rank = len(shape)
+    axis = data.draw(st.integers(1, rank - 1))
+    op = data.draw(st.sampled_from(["Transpose", "Slice", "Gather", "Pad", "Tile", "Concat", "Reshape"]))
+    if op == "Transpose":
+        return Node(
+            op, (source,), (made,), {"perm": (0, *(1 + p for p in data.draw(st.permutations(range(rank - 1)))))}
+        )
+    if op == "Slice":
+        step = data.draw(st.sampled_from([1, 2, -1, -2]))
+        start, end = (0, shape[axis]) if step > 0 else (shape[axis] - 1, -shape[axis] - 1)
+        constants |= {f"{n}{k}": np.array([v]) for n, v in (("s", start), ("e", end), ("a", axis), ("p", step))}
+        return Node(op, (source, f"s{k}", f"e{k}", f"a{k}", f"p{k}"), (made,))
+    if op == "Gather":
+        count = data.draw(st.integers(1, 4))
+        constants[f"i{k}"] = np.array([data.draw(st.integers(-shape[axis], shape[axis] - 1)) for _ in range(count)])
+        return Node(op, (source, f"i{k}"), (made,), {"axis": axis})
+    if op == "Pad":
+        pads = [0] * (2 * rank)
+        pads[axis], pads[rank + axis] = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2))
+        constants |= {f"w{k}": np.array(pads), f"v{k}": np.array(0.5, dtype)}
+        mode = data.draw(st.sampled_from(["constant", "edge"]))
+        return Node(
+            op, (source, f"w{k}", f"v{k}") if mode == "constant" else (source, f"w{k}"), (made,), {"mode": mode}
+        )
+    if op == "Tile":
+        constants[f"r{k}"] = np.array([1, *(data.draw(st.integers(1, 2)) for _ in range(rank - 1))])
+        return Node(op, (source, f"r{k}"), (made,))
+    if op == "Concat":
+        return Node(op, (source, source), (made,), {"axis": axis})
+    constants[f"n{k}"] = np.array([0, -1, 1])
+    return Node(op, (source, f"n{k}"), (made,))
+
+
+# --- recurrences within rows ------------------------------------------------------------------------------------------
+
+WITHIN = [case for case in LAYERS if case.lengths != "input" and (case.lengths != "constant" or case.T == 1)][::3]
+
+
+@pytest.mark.parametrize("case", WITHIN, ids=str)
+def test_a_recurrence_within_rows(case: LayerCase) -> None:
+    """The same layers where no axis is the program's time: every row runs its own sequence."""
+    if case.lengths or case.activations:
+        pytest.skip("lengths need the program's time; other activations amplify")
+    assert_in_machine_code(model_of(case).graph, case.feeds(), flat=True)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_a_dual_path(op: str, direction: str) -> None:
+    """A recurrence over frequencies inside each step, then one over steps: chunks give the whole run's bits."""
+    rng = np.random.default_rng(3)
+    F, C, H = 5, 3, 6
+    G, D = {"LSTM": 4, "GRU": 3, "RNN": 1}[op], 2 if direction == "bidirectional" else 1
+
+    def weights(inputs: int, hidden: int, count: int, name: str) -> dict[str, np.ndarray]:
+        shapes = {"W": (count, G * hidden, inputs), "R": (count, G * hidden, hidden)}
+        return {f"{k}{name}": rng.uniform(-0.4, 0.4, s).astype(np.float32) for k, s in shapes.items()}
+
+    constants = {**weights(C, H, D, "1"), **weights(F * D * H, 8, 1, "2")}
+    constants |= {"s1": np.array([F, -1, C]), "s2": np.array([-1, 2, F * D * H])}
+    nodes = [  # x [T, B, F, C] → [F, T·B, C] → over F → [T·B, F, D·H] → [T, B, F·D·H] → over T
+        Node("Transpose", ("x",), ("a",), {"perm": (2, 0, 1, 3)}),
+        Node("Reshape", ("a", "s1"), ("b",)),
+        Node(op, ("b", "W1", "R1"), ("c", "", ""), {"hidden_size": H, "direction": direction}),
+        Node("Transpose", ("c",), ("d",), {"perm": (2, 0, 1, 3)}),
+        Node("Reshape", ("d", "s2"), ("e",)),
+        Node(op, ("e", "W2", "R2"), ("Y",), {"hidden_size": 8}),
+    ]
+    inputs = [TensorSpec("x", np.dtype(np.float32), ("time", 2, F, C))]
+    graph = Graph.build(nodes, inputs, [TensorSpec("Y", np.dtype(np.float32), None)], constants, 21)
+    feeds = {"x": rng.standard_normal((9, 2, F, C)).astype(np.float32)}
+    whole = assert_in_machine_code(graph, feeds)["Y"]
+    stream = Model(graph, "float32").stream(batch=2)
+    parts = [stream.feed(feeds["x"][:4]), stream.feed(feeds["x"][4:5]), stream.feed(feeds["x"][5:])]
+    np.testing.assert_array_equal(np.concatenate(parts).view(np.int32), whole.view(np.int32))
