@@ -154,7 +154,8 @@ class Runner:
         if not bodies:
             return None
         shapes = [[steps if k == port.time else n for k, n in enumerate(port.shape)] for port in self.program.inputs]
-        return Work(sum(map(prod, shapes)), self.program.carried, sum(len(body.nodes) + body_nodes(body) for body in bodies), measured)
+        nodes = sum(len(body.nodes) + body_nodes(body) for body in bodies)
+        return Work(sum(map(prod, shapes)), self.program.carried, nodes, measured)
 
     def _run_stages(self, steps: int, work: Work | None) -> None:
         """Host calls in between: Python walks the blocks."""

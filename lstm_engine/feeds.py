@@ -58,9 +58,8 @@ def converted(spec: TensorSpec, value: Any) -> np.ndarray:
 
 
 def shape_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Ranks first, then sizes; named dimensions must agree with one another."""
+    """Ranks and sizes that are not the declared ones."""
     faults = []
-    bound: dict[str, tuple[int, str]] = {}
     for spec in specs:
         if spec.name not in arrays or spec.shape is None:
             continue
@@ -68,10 +67,19 @@ def shape_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) 
         if len(got) != len(spec.shape):
             faults.append(f"'{spec}': expected {len(spec.shape)} axes, got {len(got)} (shape {list(got)})")
             continue
-        for dim, size in zip(spec.shape, got, strict=True):
-            if isinstance(dim, int) and dim != size:
-                faults.append(f"'{spec}': expected size {dim}, got shape {list(got)}")
-                break
+        if any(isinstance(dim, int) and dim != size for dim, size in zip(spec.shape, got, strict=True)):
+            expected = next(d for d, size in zip(spec.shape, got, strict=True) if isinstance(d, int) and d != size)
+            faults.append(f"'{spec}': expected size {expected}, got shape {list(got)}")
+    return faults
+
+
+def name_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Named dimensions that are of several sizes. Files name carelessly: a network may run all the same."""
+    faults = []
+    bound: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        sizes = arrays[spec.name].shape if spec.name in arrays else ()
+        for dim, size in zip(spec.shape or (), sizes, strict=False):
             if isinstance(dim, str):
                 known, where = bound.setdefault(dim, (size, spec.name))
                 if known != size:

@@ -182,11 +182,15 @@ def reads(node: Node) -> Iterator[str]:
 def sort_nodes(
     nodes: tuple[Node, ...], available: set[str], outer: Container[str] = frozenset()
 ) -> tuple[tuple[Node, ...], list[Node]]:
-    """Order nodes by what they read (a stable topological sort); second, the nodes that no order satisfies."""
+    """Order nodes by what they read (a stable topological sort); second, the nodes that no order satisfies.
+
+    What the nodes make themselves is meant before what the graph ``outer`` has by the same name.
+    """
+    made = {name for node in nodes for name in node.outputs}
     waiting: dict[str, list[int]] = {}
     missing = []
     for index, node in enumerate(nodes):
-        absent = {name for name in reads(node) if name not in available and name not in outer}
+        absent = {name for name in reads(node) if name not in available and (name in made or name not in outer)}
         missing.append(len(absent))
         for name in absent:
             waiting.setdefault(name, []).append(index)

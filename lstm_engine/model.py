@@ -14,8 +14,8 @@ import numpy as np
 
 from . import reference
 from .engine import Attachment, Layout, Runner
-from .errors import InputError, ModelFormatError, UnsupportedModelError, listed
-from .feeds import bind_constants, converted, shape_faults
+from .errors import InputError, LstmEngineError, ModelFormatError, UnsupportedModelError, listed
+from .feeds import bind_constants, converted, name_faults, shape_faults
 from .formats import read
 from .graph import Graph, Node
 from .passes.check import check
@@ -87,18 +87,24 @@ class Model:
     """
 
     def __init__(
-        self, graph: Graph, element: str, states: Mapping[str, str | None] | None = None, store: Store | None = None
+        self,
+        graph: Graph,
+        element: str,
+        states: Mapping[str, str | None] | None = None,
+        part_of: Model | None = None,
     ) -> None:
+        """``part_of``: the network that this is what is left of, once data has decided shapes or branches."""
         self.graph = graph
         self.element = element
         self.inputs = graph.inputs
         self.outputs = graph.outputs
         self.metadata = graph.metadata
-        self.store = store or Store()
+        self.store: Store = Store() if part_of is None else part_of.store
+        self.stage: int = 0 if part_of is None else part_of.stage + 1
         self._declared = dict(states or {})
         self._programs: OrderedDict[Any, tuple[Lowered, list[Runner]]] = OrderedDict()
         self._calls: dict[Any, Call | StagedCall] = {}
-        self._parts = Parts(lambda part: Model(part, element, None, self.store))
+        self._parts = Parts(lambda part: Model(part, element, part_of=self), self.stage)
         self._branches = any(is_control(node) for node in graph.nodes)
         required = [spec.name for spec in graph.inputs if not spec.optional]
         self._sole = required[0] if len(required) == 1 else None
@@ -144,9 +150,15 @@ class Model:
             wanted = self._wanted(outputs)
             feeds = self._checked(self._named(feeds))
             arrays = reference.completed(self.graph, feeds) if len(feeds) < len(self.inputs) else feeds
-            if any(0 in array.shape for array in arrays.values()):
-                return self._run_empty(arrays, wanted)
-            call = self._prepared(feeds, arrays, wanted)
+            try:
+                if any(0 in array.shape for array in arrays.values()):
+                    return self._run_empty(arrays, wanted)
+                call = self._prepared(feeds, arrays, wanted)
+            except LstmEngineError as fault:
+                disagreeing = name_faults(self.inputs, arrays)
+                if disagreeing and not isinstance(fault, UnsupportedModelError):
+                    raise InputError(listed(f"feeds of {self.graph.origin}", [*disagreeing, str(fault)])) from fault
+                raise
         return call.run(feeds)
 
     def run_part(

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from .model import Model
 
 MOST_PARTS: Final = 32  # kept by a model, least recently used first to go
+MOST_STAGES: Final = 16  # one after another; what is left then runs in NumPy
 
 
 class Parts:
     """The networks that a model falls into, by what tells them apart."""
 
-    def __init__(self, make: Callable[[Graph], Model]) -> None:
+    def __init__(self, make: Callable[[Graph], Model], stage: int) -> None:
+        """``stage``: how many parts deep the model itself lies."""
+        self.stage = stage
         self._make = make
         self._models: OrderedDict[Any, Model] = OrderedDict()
         self._lock = threading.Lock()
@@ -87,7 +90,7 @@ class Staged:
     def _run_rest(self, values: dict[str, Any], wanted: list[str], work: Work) -> dict[str, np.ndarray]:
         conditions = {name: values[name] for name in self.cut.conditions}
         inputs = {spec.name: values[spec.name] for spec in self.cut.rest.inputs if spec.name not in conditions}
-        if any(isinstance(value, list) for value in inputs.values()):
+        if self.parts.stage >= MOST_STAGES or any(isinstance(value, list) for value in inputs.values()):
             return _interpreted(self.cut.rest, values, wanted, work)
         key = (
             *("rest", self.signature, _digest({**self.cut.known, **conditions})),
@@ -121,7 +124,8 @@ def _evaluated(node: Node, values: Mapping[str, Any], work: Work) -> dict[str, A
 
 
 def _interpreted(graph: Graph, values: dict[str, Any], wanted: list[str], work: Work) -> dict[str, np.ndarray]:
-    """A part that hands sequences of tensors on: no program holds these, so all of it runs by its definition."""
+    """A part as its definition has it: one that hands sequences of tensors on, which no program holds, or the tail of
+    a chain of decisions that goes on and on."""
     values = {**values, **graph.constants}
     for node in graph.nodes:
         values |= _evaluated(node, values, work)

@@ -880,6 +880,29 @@ def test_what_two_lengths_have_in_common_is_no_law(what: str) -> None:
         assert_same(loaded.run(x), by_onnxruntime(model, {"x": x}))
 
 
+@pytest.mark.parametrize("length", [3, 60, 600])
+def test_a_chain_of_decisions_each_on_the_last(length: int) -> None:
+    nodes, last = [], "x"
+    for k in range(length):
+        parts = {
+            "then_branch": branch([node("Sub", f"{last} half", "t")], ("t", F, None)),
+            "else_branch": branch([node("Add", f"{last} x", "e")], ("e", F, None)),
+        }
+        nodes += [
+            node("ReduceSum", last, f"s{k}", keepdims=0),
+            node("Greater", f"s{k} nought", f"c{k}"),
+            node("If", f"c{k}", f"y{k}", **parts),
+        ]
+        last = f"y{k}"
+    nodes.append(node("Tanh", last, "y"))
+    constants = {"half": np.array(0.5, F), "nought": np.array(0, F)}
+    model = make_model(nodes, [("x", F, [3])], [("y", F, None)], constants)
+    loaded = le.load(model.SerializeToString())
+    for seed in (0, 1):
+        x = arrays(3, seed=seed)
+        assert_same(loaded.run(x), by_onnxruntime(model, {"x": x}))
+
+
 def test_programs_are_kept_by_shape_and_bounded() -> None:
     net = rows_that_are_not_zero()
     model = le.load(net.model.SerializeToString())
@@ -890,6 +913,35 @@ def test_programs_are_kept_by_shape_and_bounded() -> None:
     parts = list(model._parts._models.values())
     assert len(parts) <= 4
     assert sum(len(part._programs) for part in parts) <= 24
+
+
+# --- declared shapes that lie -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("declared", "shapes"),
+    [
+        ({"x": ["n"], "u": ["n"], "y": ["n"]}, {"x": (2,), "u": (1,)}),
+        ({"x": ["n"], "u": ["n"], "y": [7, 7, 7]}, {"x": (3,), "u": (3,)}),
+        ({"x": None, "u": None, "y": None}, {"x": (4, 3), "u": ()}),
+        ({"x": None, "u": ["n"], "y": [1]}, {"x": (), "u": (3,)}),
+    ],
+)
+def test_the_feed_decides_where_names_and_outputs_are_declared_wrong(
+    declared: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    model = make_model(
+        [node("Add", "x u", "y")], [("x", F, declared["x"]), ("u", F, declared["u"])], [("y", F, declared["y"])]
+    )
+    loaded = le.load(model.SerializeToString())
+    feeds = {name: arrays(*shape, seed=k) for k, (name, shape) in enumerate(shapes.items())}
+    assert_same(loaded.run(feeds), by_onnxruntime(model, feeds))
+
+
+def test_names_that_disagree_explain_why_a_network_does_not_fit() -> None:
+    model = make_model([node("Add", "x u", "y")], [("x", F, ["n"]), ("u", F, ["n"])], [("y", F, None)])
+    with pytest.raises(le.InputError, match="n is 3 here but 2 in 'x'"):
+        le.load(model.SerializeToString()).run({"x": arrays(2), "u": arrays(3)})
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------

@@ -426,6 +426,23 @@ def test_an_unrolled_rnn_is_one_layer_of_several_steps(layers: int) -> None:
     check_recognised(data, ["RNN"] * layers, B=3)
 
 
+def test_an_unrolled_rnn_whose_inputs_are_projected_all_at_once() -> None:
+    """As PyTorch's dynamo exporter writes nn.RNN, states and steps [1,B,H]."""
+    w = Writing()
+    projected = w("Add", w("MatMul", "x", w.weights(INPUTS, H)), w.weights(H))
+    h, R, b = "h", w.constant(w.weights(H, H)), w.constant(w.weights(H))
+    ys = []
+    for t in range(4):
+        x = w("Squeeze", w("Slice", projected, np.array([t]), np.array([t + 1]), np.array([0])), np.array([0]))
+        h = w("Tanh", w("Add", w("Add", w("MatMul", h, R), b), x))
+        ys.append(h)
+    w("Concat", *ys, axis=0, output="y")
+    state: Info = ("h", np.float32, [1, "B", H])
+    data = w.model([("x", np.float32, [4, "B", INPUTS]), state], [("y", np.float32, [4, "B", H])])
+    graph = check_recognised(data, ["RNN"], B=3)
+    assert not any(node.op in ("Concat", "Gather", "Slice", "MatMul") for node in graph.nodes)
+
+
 # --- loops ------------------------------------------------------------------------------------------------------------
 
 SEQUENCE: Info = ("x", np.float32, ["T", "B", INPUTS])

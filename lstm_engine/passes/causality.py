@@ -63,11 +63,18 @@ def _in_step(roles: Roles, node: Node, timed: list[str]) -> bool:
     """Whether several operands that have steps meet step by step: elementwise, or as stacks of matrices."""
     if len(set(timed)) < 2 and timed.count(timed[0]) < 2:
         return True
+    places = [_places_of_time(roles, name) for name in timed]
+    if any(place != places[0] for place in places):
+        return False
     if node.op in ("MatMul", "MatMulInteger"):
-        places = [roles.axis_of(name, roles.time) for name in timed]
-        from_last = {len(roles.axes[n]) - at if at is not None else 0 for n, at in zip(timed, places, strict=True)}
-        return len(from_last) == 1 and from_last.pop() > 2
+        return min(places[0]) > 2
     return node.op in ELEMENTWISE or node.op in ("Concat", "LayerNormalization", "RMSNormalization")
+
+
+def _places_of_time(roles: Roles, name: str) -> dict[int, tuple[int, ...]]:
+    """The axes of a tensor that steps lie along, by their place from the last."""
+    axes = roles.axes[name]
+    return {len(axes) - index: axis for index, axis in enumerate(axes) if set(axis) & set(roles.time)}
 
 
 def picks_earlier_steps(known: Specialised, roles: Roles, node: Node) -> bool:

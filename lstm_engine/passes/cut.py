@@ -207,7 +207,8 @@ def _types(node: Node, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, np.dtyp
 
 def _assembled(graph: Graph, parts: _Parts, deciding: list[Node], late: list[Node]) -> Cut:
     outputs = {spec.name for spec in graph.outputs}
-    rest_outputs = tuple(spec for spec in graph.outputs if any(spec.name in node.outputs for node in late))
+    made_late = {name for node in late for name in node.outputs}
+    rest_outputs = tuple(spec for spec in graph.outputs if spec.name in made_late)
     alive = live_nodes(late, {spec.name for spec in rest_outputs})
     read = {name for node in (*deciding, *alive) for name in reads(node)}
     values = {name: k.value for name, k in parts.walk.known.items() if k.value is not None}
@@ -217,11 +218,12 @@ def _assembled(graph: Graph, parts: _Parts, deciding: list[Node], late: list[Nod
         if name in values and (name in parts.constants or values[name].size <= MOST_CONSTANT)
     }
     made = {name for node in parts.kept for name in node.outputs}
-    wanted = [name for name in parts.walk.known if name in made and (name in outputs or name in read - known.keys())]
+    handed_on = (outputs | read) - known.keys() | (outputs & made)
+    wanted = [name for name in parts.walk.known if name in made and name in handed_on]
     head = graph.with_nodes(parts.kept, parts.constants, outputs=[_spec(graph, parts, name) for name in wanted])
-    made_late = {name for node in alive for name in node.outputs}
-    free = {name for node in alive for name in reads(node)} - made_late - known.keys()
-    constants = {name: value for name, value in known.items() if any(name in reads(node) for node in alive)}
+    read_late = {name for node in alive for name in reads(node)}
+    free = read_late - {name for node in alive for name in node.outputs} - known.keys()
+    constants = {name: value for name, value in known.items() if name in read_late}
     rest = replace(
         graph,
         nodes=tuple(alive),

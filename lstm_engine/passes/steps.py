@@ -51,7 +51,8 @@ def _levels(node: Node, one: Specialised, other: Specialised, sizes: set[str]) -
     if not differing:
         return False
     if node.op in _MOVES:
-        return any(name in differing for name in (() if node.op == "Concat" else node.inputs[1:]))
+        picked = node.op in ("Gather", "Slice") and any(name in differing for name in node.inputs[1:])
+        return picked and any(not _differs(one.values[n], other.values[n]) for n in node.outputs if n in one.values)
     if node.op in _COMPARISONS and _beyond_all_sizes(node, one, other, sizes):
         return False
     for name in filter(None, node.outputs):

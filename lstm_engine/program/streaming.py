@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -69,10 +69,20 @@ def probe(graph: Graph, batch: int) -> Probe:
     try:
         return _probed(graph, shapes, frozenset())
     except ModelFormatError:
-        for tried, bound in islice(_other_sizes(graph, shapes, batch), MOST_TRIES):
-            with suppress(ModelFormatError):
-                return _probed(graph, tried, bound)
+        bound = [*_fitting(graph, islice(_bound_sizes(graph, shapes, batch), MOST_TRIES))]
+        found = next((each for each in bound if assign_roles(each.graph, each.known).time), None)
+        found = found or next(iter(bound), None)  # a batch of 1 could be a sequence of one step as well
+        found = found or next(_fitting(graph, islice(_other_sizes(graph, shapes, batch), MOST_TRIES)), None)
+        if found is not None:
+            return found
         raise
+
+
+def _fitting(graph: Graph, tries: Iterable[tuple[Shapes, frozenset[Axis]]]) -> Iterator[Probe]:
+    """Those of the shapes that the network takes."""
+    for tried, bound in tries:
+        with suppress(ModelFormatError):
+            yield _probed(graph, tried, bound)
 
 
 def _probed(graph: Graph, shapes: Shapes, batch: frozenset[Axis]) -> Probe:
@@ -102,16 +112,26 @@ def branched(graph: Graph, shapes: Shapes) -> Resolved:
         raise _data_decides(graph, fault) from fault
 
 
-def _other_sizes(graph: Graph, shapes: Shapes, batch: int) -> Iterator[tuple[Shapes, frozenset[Axis]]]:
-    """The shapes with the batch for an open dimension; with the same sizes in all inputs; with a frame; with both."""
+def _open_axes(graph: Graph) -> dict[str | Axis, list[Axis]]:
+    """The axes that the file leaves open, together those of the same name."""
     open_: dict[str | Axis, list[Axis]] = {}
     for spec in graph.inputs:
         for index, dim in enumerate(spec.shape or ()):
             if not isinstance(dim, int):
                 open_.setdefault((spec.name, index) if dim is None else dim, []).append((spec.name, index))
-    alike = {axis: PROBES[axis[1] % len(PROBES)] for axes in open_.values() for axis in axes}
-    for bound in open_.values():
+    return open_
+
+
+def _bound_sizes(graph: Graph, shapes: Shapes, batch: int) -> Iterator[tuple[Shapes, frozenset[Axis]]]:
+    """The shapes with the batch for one open dimension."""
+    for bound in _open_axes(graph).values():
         yield _resized(shapes, dict.fromkeys(bound, batch)), frozenset(bound)
+
+
+def _other_sizes(graph: Graph, shapes: Shapes, batch: int) -> Iterator[tuple[Shapes, frozenset[Axis]]]:
+    """The shapes with the same sizes in all inputs; with the batch in front as well; with a frame; with both."""
+    open_ = _open_axes(graph)
+    alike = {axis: PROBES[axis[1] % len(PROBES)] for axes in open_.values() for axis in axes}
     yield _resized(shapes, alike), frozenset()
     first = [min(axis for axis in alike if axis[0] == name) for name in dict.fromkeys(name for name, _ in alike)]
     yield _resized(shapes, {**alike, **dict.fromkeys(first, batch)}), frozenset(first)

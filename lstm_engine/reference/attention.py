@@ -31,6 +31,7 @@ def attention(
 
     Q[B,N,S,E] K[B,M,L,E] V[B,M,L,F] with N a multiple of M, or [B,S,N*E] and so on with the numbers of heads given.
     attn_mask broadcasts to [B,N,S,past + L]: true, or what is added. is_causal: step s sees the keys up to its own.
+    A step that sees no key at all gives 0.
     """
     past = None if past_key is None else past_key.shape
     sizes = attention_sizes(Q.shape, K.shape, V.shape, past, q_num_heads, kv_num_heads)
@@ -47,13 +48,20 @@ def attention(
         if attn_mask is not None or is_causal:
             raise UnsupportedModelError("softcap with a mask is not implemented: engines apply them in either order")
         scores = softcap * np.tanh(scores / softcap)
-    if is_causal:
-        scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, -np.inf)
-    if attn_mask is not None:
-        scores = np.where(attn_mask, scores, -np.inf) if attn_mask.dtype == bool else scores + attn_mask
-    y = softmax(scores) @ np.repeat(v, shared, axis=1)
+    bias = _bias(scores, attn_mask, is_causal)
+    blind = np.isneginf(bias).all(axis=-1, keepdims=True)
+    y = np.where(blind, 0, softmax(scores + bias)) @ np.repeat(v, shared, axis=1)
     out = y if Q.ndim == 4 else y.swapaxes(1, 2).reshape(*Q.shape[:2], -1)
     return out.astype(Q.dtype), k, v, products.astype(Q.dtype)
+
+
+def _bias(scores: Array, attn_mask: Array | None, is_causal: int) -> Array:
+    """What is added to the scores [B,N,S,L]: -inf where a step does not see a key."""
+    seen = np.tri(*scores.shape[-2:], dtype=bool) if is_causal else np.ones(scores.shape[-2:], bool)
+    bias = np.where(seen, 0, -np.inf).astype(scores.dtype)
+    if attn_mask is None:
+        return bias
+    return bias + (np.where(attn_mask, 0, -np.inf).astype(bias.dtype) if attn_mask.dtype == bool else attn_mask)
 
 
 class AttentionSizes(NamedTuple):

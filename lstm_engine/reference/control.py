@@ -43,12 +43,12 @@ SETTINGS: Final[Mapping[str, frozenset[str]]] = {
 }
 
 #: Work is counted in node evaluations, and in thousands of elements they read and make: some microseconds each.
-FREE_UNITS: Final = 1 << 17
+FREE_UNITS: Final = 100_000
 UNITS_PER_FED: Final = 8  # and as many more as the bodies have nodes: a trip for each element fed
 UNITS_PER_CARRIED: Final = 1  # thousands of trips over all weights
 ELEMENTS_PER_UNIT: Final = 1 << 13  # read or made, or products summed up
 UNITS_TO_MEASURE: Final = 4
-UNITS_OF_A_LAYER: Final = 40  # a recurrent one, in NumPy
+UNITS_OF_A_LAYER: Final = 80  # a recurrent one, in NumPy
 UNITS_OF_A_STEP: Final = 16
 UNITS_OF_OTHERS: Final = 8  # operators that are more than a NumPy function or two
 #: Elements of one tensor that a body makes, or of all that a loop stacks.

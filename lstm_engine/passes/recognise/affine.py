@@ -32,8 +32,10 @@ class NotAffineError(Exception):
     """The rows of a batch are not computed alike, or there are too many summands."""
 
 
-def affine(table: Elements, ids: Ids, whole: Ids | None = None) -> Affine:
+def affine(table: Elements, ids: Ids, whole: Ids | None = None, *, matrices: bool = True) -> Affine:
     """ids[B,N] as affine expressions. Those that are among ``whole`` are not taken apart.
+
+    Without ``matrices`` it is only told what they are multiplied with: the matrices are empty.
 
     Raises NotAffineError where the rows of the batch are not computed alike, or sums are endless.
     """
@@ -51,8 +53,9 @@ def affine(table: Elements, ids: Ids, whole: Ids | None = None) -> Affine:
             for where, basis, matrix in _dots(table, part):
                 key = basis.tobytes()
                 if key not in products:
-                    products[key] = (basis, np.zeros((ids.shape[1], basis.shape[1])))
-                products[key][1][places[where]] += factors[where, None] * matrix
+                    products[key] = (basis, np.zeros((ids.shape[1] if matrices else 0, basis.shape[1])))
+                if matrices:
+                    products[key][1][places[where]] += factors[where, None] * matrix
         else:
             found.atoms.append((places, part, factors))
     found.products = list(products.values())
@@ -123,4 +126,4 @@ def _dots(table: Elements, ids: Ids) -> Iterator[tuple[np.ndarray, Ids, np.ndarr
         if (vectors[:, where] != vectors[:, where[:1]]).any():
             raise NotAffineError
         basis = np.stack([table.vectors[row] for row in vectors[:, where[0]]])
-        yield where, basis, table.matrices[number][:, chosen_columns[where]].T.astype(np.float64)
+        yield where, basis, table.matrices[number][:, chosen_columns[where]].T

@@ -26,11 +26,13 @@ def agrees(trace: Trace, cell: Cell, dtype: np.dtype[np.generic]) -> bool:
     if any(name is None for name in names):
         return False
     nodes = _slice(trace, [name for name in names if name is not None])
+    weights = [array.astype(dtype).astype(np.float64)[None] for array in (cell.W, cell.R, cell.B)]
+    fixed = _constants(trace, nodes)
     for draw in _draws():
-        values = _values(trace, nodes, draw)
+        values = _values(trace, nodes, fixed, draw)
         if values is None:
             return False
-        for expected, got in zip([values[ids] for ids in new], _stepped(cell, values, dtype), strict=False):
+        for expected, got in zip([values[ids] for ids in new], _stepped(cell, values, weights), strict=False):
             reach = max(1.0, float(np.abs(expected).max(initial=0)))
             if not np.allclose(got, expected, rtol=0, atol=TOLERANCE * reach):
                 return False
@@ -58,21 +60,27 @@ def _slice(trace: Trace, names: list[str]) -> list[Node]:
     return [node for node in trace.order if id(node) in chosen]
 
 
-def _values(trace: Trace, nodes: list[Node], draw: np.ndarray) -> np.ndarray | None:
+def _constants(trace: Trace, nodes: list[Node]) -> dict[str, np.ndarray]:
+    """What the nodes read that no feed can change, in float64."""
+    found = {}
+    for name in sorted({name for node in nodes for name in node.inputs if name}):
+        value = trace.value(name)
+        if value is not None:
+            found[name] = value.astype(np.float64) if value.dtype.kind == "f" else value
+    return found
+
+
+def _values(trace: Trace, nodes: list[Node], constants: dict[str, np.ndarray], draw: np.ndarray) -> np.ndarray | None:
     """The value of every expression the nodes make, by its number; NaN where they do not make it."""
     made = {name for node in nodes for name in node.outputs if name}
-    read = {name for node in nodes for name in node.inputs if name} - made
-    constants, feeds = {}, {}
+    read = {name for node in nodes for name in node.inputs if name} - made - set(constants)
+    feeds = {}
     rng = np.random.default_rng(SEED)
     for name in sorted(read | (set(trace.leaves) - made)):
-        value = trace.value(name)
         ids = trace.found.get(name)
-        if value is not None:
-            constants[name] = value
-        elif ids is not None:
-            feeds[name] = rng.choice(draw, ids.shape)
-        else:
+        if ids is None:
             return None
+        feeds[name] = rng.choice(draw, ids.shape)
     graph = Graph(tuple(nodes), (), (), {**constants, **feeds}, opset=0)
     try:
         results = run(graph, {}, outputs=sorted(made))
@@ -86,11 +94,10 @@ def _values(trace: Trace, nodes: list[Node], draw: np.ndarray) -> np.ndarray | N
     return values
 
 
-def _stepped(cell: Cell, values: np.ndarray, dtype: np.dtype[np.generic]) -> Iterator[np.ndarray]:
+def _stepped(cell: Cell, values: np.ndarray, weights: list[np.ndarray]) -> Iterator[np.ndarray]:
     """h'[B,H] and c'[B,H] of the cell, by the definition of its operator, with weights as the new node has them."""
-    W, R, B = (array.astype(dtype).astype(np.float64)[None] for array in (cell.W, cell.R, cell.B))
     states = [None if ids is None else values[ids][None] for ids in (cell.h_old, cell.c_old)]
-    inputs = [values[cell.x][None], W, R, B, None, *states]
+    inputs = [values[cell.x][None], *weights, None, *states]
     if cell.op == "LSTM" and cell.P is not None:
         inputs.append(cell.P[None])
     if cell.op != "LSTM":

@@ -242,7 +242,10 @@ class _Read:
         """W[N,I]."""
         W = np.zeros((len(self.bias), inputs))
         for columns, matrix in self.W:
-            np.add.at(W.T, np.array(columns), matrix.T)
+            if len(set(columns)) == len(columns):
+                W[:, columns] += matrix
+            else:
+                np.add.at(W.T, np.array(columns), matrix.T)
         return W
 
 

@@ -134,6 +134,8 @@ def _scan_steps(node: Node, around: Surroundings) -> Steps | None:
     results = len(body.outputs) - states
     in_axes, out_axes = (_listed(node, f"scan_{way}put_axes", size) for way, size in (("in", count), ("out", results)))
     ins, outs = (_listed(node, f"scan_{way}put_directions", size) for way, size in (("in", count), ("out", results)))
+    if in_axes is None or out_axes is None or ins is None or outs is None:
+        return None
     sequences = []
     for spec, whole, axis, way in zip(body.inputs[states:], node.inputs[states:], in_axes, ins, strict=True):
         shape = around.shape(whole)
@@ -150,10 +152,11 @@ def _scan_steps(node: Node, around: Surroundings) -> Steps | None:
     return Steps(node, body, nodes, carried, tuple(collected), tuple(sequences))
 
 
-def _listed(node: Node, attribute: str, count: int) -> tuple[int, ...]:
-    given = node.attributes.get(attribute)
+def _listed(node: Node, attribute: str, count: int) -> tuple[int, ...] | None:
+    """A number for each of ``count`` inputs or outputs: zeros where there is no such attribute; None if it is wrong."""
+    given = node.attributes.get(attribute, (0,) * count)
     fits = isinstance(given, tuple) and len(given) == count and all(isinstance(value, int) for value in given)
-    return given if fits and given is not None else (0,) * count
+    return tuple(given) if fits else None
 
 
 def _integer(node: Node, attribute: str, default: int) -> int | None:

@@ -26,12 +26,13 @@ GATES: Final = frozenset(FUNCTIONS) | {"Clip", "Min", "Max", "Sub", "Div"}
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor, or what is at one place of an axis of it."""
+    """A tensor, or what is at one place of an axis of it, which then has one ``length`` whatever is fed."""
 
     name: str
     shape: tuple[int, ...]
     axis: int = -1
     place: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,8 @@ def _anchors(graph: Graph) -> Iterator[tuple[str, str]]:
         return
     repeated = len(set(weights)) < len(weights)
 
+    blended = {name for node in graph.nodes if node.op in ("Mul", "Sub") for name in node.inputs}  # gates, not states
+
     def makers(node: Node) -> list[str]:
         return [_origin(name, producers) for name in node.inputs]
 
@@ -89,7 +92,7 @@ def _anchors(graph: Graph) -> Iterator[tuple[str, str]]:
             yield "LSTM", name
         elif node.op in ("Add", "Sub") and "Mul" in makers(node):
             yield "GRU", name
-        elif repeated and node.op in FUNCTIONS and set(makers(node)) & {"Add", "Gemm", "Sum"}:
+        elif repeated and node.op in FUNCTIONS and name not in blended and set(makers(node)) & {"Add", "Gemm", "Sum"}:
             yield "RNN", name
 
 
@@ -175,7 +178,7 @@ class _Finder:
         """Tensors of H elements a row that the gates multiply with matrices."""
         H = gates.h_new.shape[1]
         try:
-            form = affine(trace.table, np.concatenate(gates.inputs, axis=1))
+            form = affine(trace.table, np.concatenate(gates.inputs, axis=1), matrices=False)
         except NotAffineError:
             return {}
         found = {}
@@ -285,7 +288,10 @@ def _traced(trace: Trace, name: str) -> Ids:
 
 def _same(one: Step, other: Step) -> bool:
     """Whether two readings, at different sizes, are of the same step."""
-    x = [[(piece.name, piece.axis, piece.place, len(piece.shape)) for piece in each.x] for each in (one, other)]
+    x = [
+        [(piece.name, piece.axis, piece.place, piece.length, len(piece.shape)) for piece in each.x]
+        for each in (one, other)
+    ]
     if x[0] != x[1]:
         return False
     names = [(each.h_old, each.c_old, each.h_new, each.c_new, each.inner) for each in (one, other)]
@@ -318,5 +324,5 @@ def _piece(trace: Trace, x: Ids) -> Piece | None:
     for axis, place in enumerate(np.unravel_index(int(places.flat[0]), ids.shape)):
         cut = np.take(ids, int(place), axis)
         if ids.shape[axis] > 1 and cut.size == x.size and np.array_equal(cut.ravel(), x.ravel()):
-            return Piece(name, cut.shape, axis, int(place))
+            return Piece(name, cut.shape, axis, int(place), ids.shape[axis])
     return None

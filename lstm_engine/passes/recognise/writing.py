@@ -43,7 +43,7 @@ class Writer:
 
     def constant(self, value: np.ndarray, stem: str) -> str:
         """A constant; equal ones are one, so that equal weights are known to be."""
-        value = np.ascontiguousarray(value)
+        value = np.array(value, order="C")
         key = (value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())
         if key not in self._shared:
             name = self._shared[key] = self.fresh(stem)
@@ -70,8 +70,8 @@ class Writer:
 
     def transposed(self, x: str, perm: Sequence[int], output: str = "") -> str:
         """x with its axes in another order; x itself if that is the order they have and no name is asked for."""
-        if tuple(perm) == tuple(range(len(perm))) and not output:
-            return x
+        if tuple(perm) == tuple(range(len(perm))):
+            return self.add("Identity", (x,), x, output) if output else x
         return self.add("Transpose", (x,), x, output, perm=tuple(perm))
 
     def joined(self, xs: Sequence[str], axis: int) -> str:
