@@ -21,7 +21,8 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Final
@@ -56,6 +57,45 @@ def kernel(function: Callable[..., Any]) -> Any:
 def compile_kernel(dispatcher: Any, signature: Any) -> None:
     """Compile a kernel now (its callers then link it): what progress is counted in."""
     dispatcher.compile(signature)
+
+
+@contextmanager
+def _parts_alone() -> Iterator[None]:
+    """Compile kernels as parts of an image: none is optimised or made into machine code by itself.
+
+    Numba does both for every function together with all that it calls, again and again; an image needs it once, at its
+    end. The lock keeps other threads' compilations out. Where Numba has other inner workings, its own way is taken.
+    """
+    from numba.core import codegen as numba_codegen
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import cpu_target
+
+    codegen = cpu_target.target_context.codegen()
+    whole = getattr(numba_codegen, "JITCodeLibrary", None)
+    inner = ("_optimize_final_module", "_finalize_final_module", "_get_module_for_linking", "get_pointer_to_function")
+    if getattr(codegen, "_library_class", None) is not whole or not all(hasattr(whole, name) for name in inner):
+        yield
+        return
+
+    class Part(whole):  # type: ignore[misc, valid-type]
+        """Code that others link."""
+
+        def _optimize_final_module(self) -> None:
+            pass
+
+        def _finalize_final_module(self) -> None:
+            self._finalized = True
+
+        def get_pointer_to_function(self, name: str) -> int:
+            return 0
+
+    with global_compiler_lock:
+        codegen._library_class, codegen.set_env = Part, lambda name, env: None
+        try:
+            yield
+        finally:
+            del codegen.set_env
+            codegen._library_class = whole
 
 
 class Compiled:
@@ -104,7 +144,8 @@ class Compiled:
         global _image
         _image = f"{self.name}_{digest()}_".replace("-", "_")
         try:
-            function = self.build(progress)
+            with _parts_alone():
+                function = self.build(progress)
         finally:
             _image, name = "", _image
         function = FunctionType(function.__code__, function.__globals__, name)

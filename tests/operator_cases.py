@@ -567,6 +567,10 @@ case("Attention", f32(2, 4, 3, 4), f32(2, 2, 5, 4), f32(2, 2, 5, 4), f32(2, 1, 3
 past = (f32(2, 2, 2, 4), f32(2, 2, 2, 4))
 case("Attention", f32(2, 2, 3, 4), f32(2, 2, 3, 4), f32(2, 2, 3, 4), None, *past, outputs=3, **ort)
 case("Attention", f32(2, 2, 3, 4), f32(2, 2, 5, 4), f32(2, 2, 5, 4), mask(3, 5) | (np.arange(5) < 1), **ort)
+blind = np.array([[True, True, True], [False, False, False], [False, True, True]])
+for hidden in (blind, np.where(blind, 0, -np.inf).astype(np.float32)):
+    for is_causal in (0, 1):
+        case("Attention", f32(2, 2, 3, 4), f32(2, 2, 3, 4), f32(2, 2, 3, 4), hidden, is_causal=is_causal, **ort)
 angles = f32(2, 3, 2)
 case("RotaryEmbedding", f32(2, 2, 3, 4), np.cos(angles), np.sin(angles), **ort)
 case("RotaryEmbedding", f32(2, 3, 8), np.cos(angles), np.sin(angles), num_heads=2, interleaved=1, **ort)

@@ -132,16 +132,27 @@ def test_it_gives_what_onnxruntime_gave(recording: Recording) -> None:
         carried = {source: got[result] for source, result in recording.feedback.items()}
 
 
+def rates_of(recording: Recording) -> dict[str, np.ndarray]:
+    """Single integers that are fed at every call: sampling rates."""
+    first, _ = next(recording.steps())
+    single = {name: x for name, x in first.items() if x.dtype.kind in "iu" and x.size == 1}
+    return {name: x for name, x in single.items() if name not in recording.feedback}
+
+
+def stream_of(recording: Recording) -> le.Stream:
+    model = le.load(ZOO / recording.entry["file"], states=recording.feedback)
+    return model.stream(constants=rates_of(recording) or None)
+
+
 @pytest.mark.parametrize("recording", [r for r in RECORDINGS if r.feedback], ids=str)
 def test_it_streams_what_onnxruntime_gave(recording: Recording) -> None:
     """Calls with feedback are steps of a stream that carries the state itself."""
     if refused(recording.entry):
         pytest.skip("refused, see above")
-    model = le.load(ZOO / recording.entry["file"], states=recording.feedback)
+    stream = stream_of(recording)
     calls = list(recording.steps())
     first, _ = calls[0]
-    integers = {n: x for n, x in first.items() if x.dtype.kind in "iu" and x.size == 1 and n not in recording.feedback}
-    stream = model.stream(constants=integers or None)
+    integers = rates_of(recording)
     arrays = dict(stream.state.arrays)
     start = {name: first[name].reshape(arrays[name].shape) for name in recording.feedback}
     stream.state = le.State(stream.state.fingerprint, 1, {**arrays, **start})
@@ -158,3 +169,15 @@ def test_it_streams_what_onnxruntime_gave(recording: Recording) -> None:
             assert_close(x.reshape(expected[name].shape), expected[name], name)
     for source, output in recording.feedback.items():
         assert_close(stream.state.arrays[source].reshape(expected[output].shape), expected[output], source)
+
+
+#: Models whose steps are machine code from end to end.
+WITHOUT_HOST_CALLS = ("silero", "dtln", "gtcrn")
+
+
+@pytest.mark.parametrize(
+    "recording", [r for r in RECORDINGS if r.feedback and r.entry["id"].startswith(WITHOUT_HOST_CALLS)], ids=str
+)
+def test_its_steps_meet_no_host_call(recording: Recording) -> None:
+    stream = stream_of(recording)
+    assert not [f"{call.node.label}: {call.reason}" for call in stream._lowered.program.hosts]

@@ -95,6 +95,7 @@ def build(element: str, progress: Progress) -> Callable[..., Any]:
         compile_kernel(part, KERNEL_SIGNATURE)
     progress("executor", len(parts), len(parts) + 1)
     parts["run"] = kernel(_with_globals(run, parts))
+    compile_kernel(parts["run"], KERNEL_SIGNATURE)
     return _with_globals(call, parts)
 
 

@@ -6,6 +6,7 @@ followed for one trip that stands for all; another Loop is followed trip by trip
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
@@ -92,6 +93,7 @@ def _loop(follower: Follower, node: Node, inputs: Sequence[Known | None], scope:
     trips = None if start is None or open_ended else _trips(follower, node, most, condition, carried, scope)
     if trips is None and any(node.output(len(states) + k) for k in range(len(elements))):
         raise DataDependentError(f"{node.label}: how often it runs is computed from the feeds")
+    follower.work.foresee(node, trips or 0, body, (trips or 0) * sum(math.prod(k.shape) for k in elements))
     return [*states, *(Known((trips or 0, *k.shape), k.dtype) for k in elements)]
 
 

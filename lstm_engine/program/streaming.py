@@ -33,6 +33,7 @@ from ..passes.states import (
     without_states,
     without_zero_states,
 )
+from ..passes.statistics import with_normalisation_written_out
 from .lower import Kept, Lowering, Plan, block_steps
 from .packing import Store
 from .plan import OTHER_STEPS, PROBES, Shapes, independent_of_steps, probe_shapes
@@ -223,8 +224,12 @@ class Frames:
         known = specialise(now, shapes)
         roles = assign_roles(now, known)
         kept = [Kept(pair.input, pair.output) for pair in self.pairs]
-        plan = Plan(False, False, roles.size(roles.time))
-        return Lowering(now, known, plan, self.store, self.element).lower(kept, self.shown)
+        timed, flat = Plan(False, False, roles.size(roles.time)), Plan(False, False, 1, flat=True)
+        program = Lowering(now, known, timed, self.store, self.element).lower(kept, self.shown)
+        if not program.hosts:
+            return program
+        other = Lowering(now, known, flat, self.store, self.element).lower(kept, self.shown)
+        return other if len(other.hosts) < len(program.hosts) else program
 
 
 def lower_stream(
@@ -254,6 +259,7 @@ class _Streaming:
         self.batch_axes, self.shapes = self._at_batch()
         taken = branched(graph, self.shapes).graph
         taken = causal_forms(taken, self.shapes)
+        taken = with_normalisation_written_out(taken, specialise(taken, self.shapes))
         self.known = specialise(taken, self.shapes)
         self.graph = graph = without_zero_states(taken, self.known.values)
         self.roles = assign_roles(graph, self.known)

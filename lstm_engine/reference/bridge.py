@@ -101,7 +101,7 @@ def inferred(
     imports = [onnx.helper.make_opsetid("", bridged.opset)]
     try:
         found = onnx.shape_inference.infer_node_outputs(schema, node, types, values, opset_imports=imports)
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise ModelFormatError(f"inputs do not fit: {error}") from error
     results = []
     for name in node.output:

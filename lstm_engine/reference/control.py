@@ -69,8 +69,9 @@ BOUNDED: Final = frozenset({
     "ReduceProd", "ReduceSum", "Relu", "ScatterElements", "ScatterND", "Sigmoid", "Sign", "Sin", "Softmax",
     "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "TopK", "Where", "Xor",
 })  # fmt: skip
+RECURRENT: Final = frozenset({"GRU", "LSTM", "RNN"})
 #: Operators whose work is more than the elements they read and make.
-SUMMING: Final = frozenset({"Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "MatMulInteger", "RNN"})
+SUMMING: Final = RECURRENT | {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"}
 MANY: Final = 1 << 22
 
 
@@ -95,6 +96,13 @@ class Work:
                 f"{node.label}: its trips ask for more work than the budget of {self.started_with} node evaluations "
                 f"for feeds and weights of this size"
             )
+
+    def foresee(self, node: Node, trips: int, body: Graph, stacked: int) -> None:
+        """Raise UnsupportedModelError if so many trips, or what they stack, are bound to exceed the budget."""
+        least = 1 + sum(UNITS_OF_A_LAYER if inner.op in RECURRENT else 1 for inner in body.nodes)
+        if trips * least > self.units:
+            self.spend(node, trips * least)
+        self.admit(node, stacked)
 
     def admit(self, node: Node, elements: int) -> None:
         """Raise UnsupportedModelError if a tensor of so many elements is beyond the budget."""
@@ -247,7 +255,7 @@ class Evaluation:
         plain = self.bind(node)
         heavy = node.op not in LIGHT
         fixed = 1 if node.op in BOUNDED else UNITS_OF_OTHERS
-        recurrent = node.op in ("LSTM", "GRU", "RNN")
+        recurrent = node.op in RECURRENT
         summing = node.op in SUMMING
 
         def guarded(inputs: Inputs, _: Scope) -> tuple[Any, ...]:
@@ -510,7 +518,7 @@ def operations(node: Node, inputs: Inputs) -> int:
         return int(inputs[0].size * columns)
     if node.op in ("Conv", "ConvTranspose") and len(inputs) > 1 and inputs[1].ndim > 0:
         return int(inputs[0].size * inputs[1].size // max(inputs[1].shape[0], 1))
-    if node.op in ("LSTM", "GRU", "RNN") and len(inputs) > 2:
+    if node.op in RECURRENT and len(inputs) > 2:
         return max(inputs[0].shape[:1], default=1) * _size(inputs[2])
     return 0
 
