@@ -20,7 +20,7 @@ from .program.packing import aligned_empty
 from .program.program import HostCall, HostOperand, Place, Port, Program, Rows, StateSlot, Stretch
 from .reference import Work, evaluate, is_control
 from .reference.control import bodies as bodies_of
-from .reference.control import body_nodes
+from .reference.control import units_of
 
 #: Programs estimated below this many seconds keep the interpreter lock: giving it up beside a busy Python thread
 #: stalls a step by milliseconds, keeping it costs others less than their own switch interval.
@@ -154,8 +154,7 @@ class Runner:
         if not bodies:
             return None
         shapes = [[steps if k == port.time else n for k, n in enumerate(port.shape)] for port in self.program.inputs]
-        nodes = sum(len(body.nodes) + body_nodes(body) for body in bodies)
-        return Work(sum(map(prod, shapes)), self.program.carried, nodes, measured)
+        return Work(sum(map(prod, shapes)), self.program.carried, sum(map(units_of, bodies)), measured)
 
     def _run_stages(self, steps: int, work: Work | None) -> None:
         """Host calls in between: Python walks the blocks."""

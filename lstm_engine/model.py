@@ -29,7 +29,7 @@ from .program.packing import Store
 from .program.plan import Lowered, capacity, element_type, lower_run
 from .program.program import Port, Program
 from .program.streaming import Streamable, check_states, find_states, lower_stream
-from .reference.control import body_nodes, is_control
+from .reference.control import body_units, is_control
 from .staged import Parts, Staged
 
 if TYPE_CHECKING:
@@ -291,8 +291,8 @@ class Model:
         return InputError(f"feeds of {self.graph.origin} do not fit the network: {fault}")
 
     def _budget(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
-        """Elements fed and carried, and nodes in bodies."""
-        return sum(array.size for array in arrays.values()), self.graph.carried, body_nodes(self.graph)
+        """Elements fed and carried, and units of work that bodies take."""
+        return sum(array.size for array in arrays.values()), self.graph.carried, body_units(self.graph)
 
     def _shared_keys(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Any]:
         """Keys of programs that serve several numbers of steps, these among them."""
@@ -413,7 +413,7 @@ class Call:
 
 @dataclass(frozen=True)
 class StagedCall:
-    """A run in which data decides shapes or branches; ``budget``: elements fed and carried, nodes in bodies."""
+    """A run in which data decides shapes or branches; ``budget``: elements fed and carried, units of bodies."""
 
     staged: Staged
     absent: Mapping[str, np.ndarray]

@@ -423,8 +423,7 @@ def test_streams_refuse_what_is_no_batch() -> None:
 def test_what_needs_the_whole_sequence_says_why(case: Case, said: str) -> None:
     with pytest.raises(le.StreamingError, match=said) as caught:
         model_of(case).stream()
-    assert "LSTM" in str(caught.value)
-    assert "lstm" in str(caught.value) or "LSTM.0" in str(caught.value)
+    assert "LSTM 'layer'" in str(caught.value) or "LSTM.0" in str(caught.value)
 
 
 def test_streams_describe_themselves() -> None:

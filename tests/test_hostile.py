@@ -269,6 +269,13 @@ def test_a_body_that_reads_nothing_known():
     refused(model.SerializeToString(), "body of If.*reads 'q'")
 
 
+def of_no_kind(attribute, name=""):
+    """As of IR version 1, which does not say the kind, but with values of two kinds."""
+    attribute.ClearField("type")
+    attribute.floats.append(1)
+    attribute.name = name or attribute.name
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -277,7 +284,8 @@ def test_a_body_that_reads_nothing_known():
         (lambda m: m.graph.node.append(m.graph.node[0]), "made twice"),
         (lambda m: m.graph.node[0].ClearField("op_type"), "names no operator"),
         (lambda m: m.graph.node[0].attribute.append(m.graph.node[0].attribute[0]), "twice"),
-        (lambda m: m.graph.node[0].attribute[0].ClearField("type") or m.graph.node[0].attribute[0].floats.append(1), "kind"),
+        (lambda m: of_no_kind(m.graph.node[0].attribute[0]), "expected STRINGS, got UNDEFINED"),
+        (lambda m: of_no_kind(m.graph.node[0].attribute[0], "mine"), "'mine'.* has no known kind"),
         (lambda m: setattr(m.graph.node[0].attribute[0], "ref_attr_name", "a"), "outside any function"),
         (lambda m: m.graph.ClearField("output"), "no graph with outputs"),
         (lambda m: m.ClearField("graph"), "no graph with outputs"),

@@ -93,6 +93,66 @@ def load_and_run(content: bytes) -> None:
     model.run(np.zeros([d if d else 1 for d in model.inputs[0].shape], np.float32))
 
 
+def body_of(inputs: dict[str, int], nodes, outputs) -> onnx.GraphProto:
+    ins = [helper.make_tensor_value_info(n, kind, []) for n, kind in inputs.items()]
+    return helper.make_graph(nodes, "body", ins, [onnx.ValueInfoProto(name=n) for n in outputs])
+
+
+PAIR = helper.make_node("SequenceConstruct", ["x", "x"], ["pair"])
+PUT_IN = body_of(
+    {"i": TensorProto.INT64, "go": TensorProto.BOOL, "held": TensorProto.FLOAT},
+    [helper.make_node("SequenceInsert", ["held", "x"], ["more"]), helper.make_node("Identity", ["go"], ["on"])],
+    ["on", "more"],
+)
+SEQUENCES = {
+    "constructed": [helper.make_node("SequenceConstruct", ["x", "x"], ["y"])],
+    "split": [helper.make_node("SplitToSequence", ["x"], ["y"], axis=0)],
+    "handed on": [PAIR, helper.make_node("Identity", ["pair"], ["y"])],
+    "of a branch": [
+        helper.make_node("If", ["yes"], ["y"], then_branch=body_of({}, [PAIR], ["pair"]), else_branch=body_of({}, [PAIR], ["pair"]))
+    ],
+    "captured": [
+        PAIR,
+        helper.make_node("If", ["yes"], ["y"], then_branch=body_of({}, [], ["pair"]), else_branch=body_of({}, [], ["pair"])),
+    ],
+    "of a loop": [
+        helper.make_node("SequenceEmpty", [], ["none"]),
+        helper.make_node("Loop", ["two", "", "none"], ["y"], body=PUT_IN),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes", SEQUENCES.values(), ids=SEQUENCES)
+def test_a_sequence_is_no_output(nodes):
+    """The file says that the output is a tensor."""
+    content = model_of(nodes, {"x": [2, 3]}, {"y": None}, {"yes": np.array(True), "two": np.array(2)})
+    with quick(), pytest.raises(le.UnsupportedModelError, match="output 'y': a sequence of tensors"):
+        le.load(content)
+
+
+def test_a_sequence_within_is_taken():
+    nodes = [*SEQUENCES["handed on"][:1], helper.make_node("ConcatFromSequence", ["pair"], ["y"], axis=0)]
+    x = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(le.load(model_of(nodes, {"x": [2, 3]}, {"y": None})).run(x)["y"], [*x, *x])
+
+
+FLOAT_INDICES = {
+    "MaxUnpool": ([2, 1, 1, 1], {"kernel_shape": (2, 2)}, 1),
+    "RotaryEmbedding": ([1, 2, 3, 4], {}, 3),
+}
+
+
+@pytest.mark.parametrize("op", FLOAT_INDICES)
+def test_operands_of_a_type_that_the_operator_does_not_take(op):
+    """onnx's shape inference has an error of its own for them."""
+    dims, attributes, more = FLOAT_INDICES[op]
+    node = helper.make_node(op, ["x"] * (more + 1), ["y"], **attributes)
+    model = onnx.load_from_string(model_of([node], {"x": dims}, {"y": None}))
+    model.opset_import[0].version = 23
+    with quick(), pytest.raises(le.InputError, match=f"{op}.*do not fit"):
+        load_and_run(model.SerializeToString())
+
+
 def test_an_input_of_an_absurd_declared_size_is_not_allocated():
     node = helper.make_node("Relu", ["x"], ["y"])
     content = model_of([node], {"x": [1, 1 << 34]}, {"y": [1, 1 << 34]})

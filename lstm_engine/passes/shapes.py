@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import InputError, LstmEngineError, ModelFormatError, UnsupportedModelError, listed
 from ..graph import Graph, Node, reads
 from ..reference import Work, evaluate, honoured, is_control, node_faults, sized
-from ..reference.control import body_nodes, captures
+from ..reference.control import body_units, captures
 from ..reference.registry import SEQUENCES
 from .bodies import UNITS_PER_NODE, control_known, foldable
 from .control import Names, inlined, renamed
@@ -245,7 +245,7 @@ class _Folder:
     def __init__(self, budget: int, graph: Graph, fed: int = 0) -> None:
         self.limit = max(budget, graph.carried)
         self.left = TOTAL * self.limit
-        self.work = Work(fed, graph.carried, body_nodes(graph), measured)
+        self.work = Work(fed, graph.carried, body_units(graph), measured)
 
     def may_evaluate(self, node: Node, inputs: Sequence[Known | None]) -> bool:
         """Whether no feed can change the outputs. A recurrent node is never folded: it may have any length."""

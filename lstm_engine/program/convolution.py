@@ -143,17 +143,63 @@ def _emit(
     offsets = (np.arange(channels)[:, None] * prod(padded) + inside).reshape(-1)
     taps = np.pad(W, [(0, 0), (0, 0), *[(0, 1)] * len(axes)])  # the zero that a tap of -1 means
     chosen = taps[np.ix_(np.arange(W.shape[0]), np.arange(channels), *(axis.weights for axis in axes))]
-    depth = offsets.size
-    by_group = chosen.reshape(groups, M, depth)
-    B = optional_weights(low, node, 2)
-    bias = np.zeros((groups, M), low.dtype) if B is None else B.reshape(groups, M)
-    kept = tuple(tuple(axis.weights) for axis in axes)
-    key = (node.op, source(low, node, 1), source(low, node, 2), groups, kept, low.dtype.name)
     lines = grid([np.arange(n) + axis.before for n, axis in zip(spatial, axes, strict=True)][:-1], padded[:-1])
-    lines = (np.arange(groups * channels)[:, None] * prod(padded[:-1]) + lines).reshape(-1) * padded[-1] + axes[
-        -1
-    ].before
-    pads = padded != spatial
+    lines = (np.arange(groups * channels)[:, None] * prod(padded[:-1]) + lines).reshape(-1) * padded[-1]
+    around = Padding((lines + axes[-1].before) * size, spatial[-1] * size, groups * channels * prod(padded) * size)
+    geometry = Geometry(
+        places * size, offsets * size, targets * size, channels * prod(padded) * size, prod(outputs) * size
+    )
+    kept = tuple(tuple(axis.weights) for axis in axes)
+    note = f"{groups * channels}×{list(spatial)} → {groups * M}×{list(outputs)}"
+    emit_convolution(low, node, x, out, chosen, kept, geometry, around if padded != spatial else None, note)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Where each line of a row goes in a padded copy of it, how long a line is and how large the copy, in bytes."""
+
+    lines: np.ndarray
+    line: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Offsets in bytes: of each place in a (padded) row, of each weight's element from there, of each place's result.
+
+    ``group``: from one group's channels to the next; ``plane``: from one output channel to the next.
+    """
+
+    places: np.ndarray
+    offsets: np.ndarray
+    targets: np.ndarray
+    group: int
+    plane: int
+
+
+def emit_convolution(
+    low: Lowering,
+    node: Node,
+    x: Rows,
+    out: Rows,
+    W: np.ndarray,
+    kind: object,
+    at: Geometry,
+    padding: Padding | None,
+    note: str,
+) -> None:
+    """Append CONVOLUTION by weights W[M, ...], whose elements of an output are in the order of the offsets.
+
+    ``kind``: what tells these weights from others made of the same constants.
+    """
+    size, groups, depth = low.dtype.itemsize, int(node.attributes.get("group", 1)), at.offsets.size
+    M = W.shape[0] // groups
+    by_group = W.reshape(groups, M, depth)
+    weights_at = 2 if node.op == "CausalConv" else 1
+    bias_at = weights_at + 1
+    B = optional_weights(low, node, bias_at)
+    bias = np.zeros((groups, M), low.dtype) if B is None else B.reshape(groups, M)
+    key = (node.op, source(low, node, weights_at), source(low, node, bias_at), groups, kind, low.dtype.name)
     low.emit(
         Opcode.CONVOLUTION,
         {
@@ -169,26 +215,26 @@ def _emit(
             ),
             Convolution.DEPTH: depth,
             Convolution.GROUPS: groups,
-            Convolution.GROUP_BYTES: channels * prod(padded) * size,
+            Convolution.GROUP_BYTES: at.group,
             Convolution.OUTPUTS: M,
             Convolution.VECTORS: blocks(M),
-            Convolution.PLACES: table(low, places * size),
-            Convolution.COUNT: places.size,
-            Convolution.OFFSETS: table(low, offsets * size),
-            Convolution.TARGETS: table(low, targets * size),
-            Convolution.PLANE: prod(outputs) * size,
-            Convolution.LINES: table(low, lines * size) if pads else -1,
-            Convolution.LINE_COUNT: lines.size if pads else 0,
-            Convolution.LINE_BYTES: spatial[-1] * size,
-            Convolution.PADDED: low.buffer(groups * channels * prod(padded) * size, "padded") if pads else -1,
-            Convolution.PADDED_BYTES: groups * channels * prod(padded) * size if pads else 0,
+            Convolution.PLACES: table(low, at.places),
+            Convolution.COUNT: at.places.size,
+            Convolution.OFFSETS: table(low, at.offsets),
+            Convolution.TARGETS: table(low, at.targets),
+            Convolution.PLANE: at.plane,
+            Convolution.LINES: table(low, padding.lines) if padding else -1,
+            Convolution.LINE_COUNT: padding.lines.size if padding else 0,
+            Convolution.LINE_BYTES: padding.line if padding else 0,
+            Convolution.PADDED: low.buffer(padding.size, "padded") if padding else -1,
+            Convolution.PADDED_BYTES: padding.size if padding else 0,
             Convolution.TILES: low.buffer(PLACES_AT_ONCE * WIDE * size, "tiles"),
             Convolution.ROWS: low.per_step(x),
             Convolution.TIMED: int(x.timed),
         },
-        f"{groups * channels}×{list(spatial)} → {groups * M}×{list(outputs)} {low.dtype.name} {target().variant}",
+        f"{note} {low.dtype.name} {target().variant}",
         by_group.nbytes,
-        2 * by_group.size * places.size * low.per_step(x),
+        2 * by_group.size * at.places.size * low.per_step(x),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..reference import OPERATORS
 from .lower import Lowering, NoInstructionError, emits
 from .packing import aligned_copy
 from .program import Instruction, Pinned, Rows
-from .rearranging import spread
+from .rearranging import MOST_ELEMENTS, TOO_LARGE, spread
 
 MAPS: Final = {
     "Sigmoid": Function.SIGMOID,
@@ -208,6 +209,8 @@ def lower_normalisation(low: Lowering, node: Node) -> None:
     scale, shift, mean, variance = (np.asarray(value, np.float64) for value in known)
     factor = scale / np.sqrt(variance + float(node.attributes.get("epsilon", 1e-5)))
     name, shape = node.output(0), low.shape(node.output(0))
+    if prod(shape) > MOST_ELEMENTS:
+        raise NoInstructionError(TOO_LARGE)
     sizes = (-1, *(1,) * (len(shape) - 2))
     rows = []
     for values in (factor, shift - mean * factor):

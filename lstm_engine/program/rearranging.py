@@ -18,8 +18,9 @@ from .lower import Lowering, NoInstructionError, falls_back, to_physical
 from .packing import aligned_copy
 from .program import Pinned, Rows
 
-#: More elements in a row than this are no step of a stream: NumPy moves them as fast.
+#: More elements than this are no step of a stream: NumPy moves them as fast.
 MOST_ELEMENTS: Final = 1 << 20
+TOO_LARGE: Final = "it moves more elements than the tables allow"
 #: Operators that move the elements of their first input, the others being known. Concat and ScatterND move several.
 MOVES: Final = (
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape",
@@ -32,6 +33,9 @@ NOWHERE: Final = -1
 def lower_moves(low: Lowering, node: Node) -> None:
     """Each row of the results is made of elements of the same row of the operands."""
     data = _data(node)
+    named = [node.inputs[k] for k in data] + [name for name in node.outputs if name]
+    if max(prod(low.shape(name)) for name in named) > MOST_ELEMENTS:
+        raise NoInstructionError(TOO_LARGE)
     numbered = dict(zip(data, _numbers([low.shape(node.inputs[k]) for k in data]), strict=True))
     fill = _fill(low, node)
     arrays = []
@@ -85,6 +89,8 @@ def _numbers(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
 def spread(low: Lowering, name: str, result: str) -> Rows:
     """A tensor repeated within rows to the shape, and the order, of the result of an elementwise operator."""
     shape = low.shape(result)
+    if prod(shape) > MOST_ELEMENTS:
+        raise NoInstructionError(TOO_LARGE)
     value = low.value(name)
     if value is not None:
         return low.constant_rows(result, np.broadcast_to(value, shape))
@@ -97,8 +103,10 @@ def rearranged(low: Lowering, sources: Sequence[str], result: str, numbers: np.n
 
     Raises NoInstructionError where an element comes from another row.
     """
-    if numbers.size > MOST_ELEMENTS or not numbers.size:
-        raise NoInstructionError("it moves more than a step's worth of elements, or none")
+    if numbers.size > MOST_ELEMENTS:
+        raise NoInstructionError(TOO_LARGE)
+    if not numbers.size:
+        raise NoInstructionError("it moves nothing")
     columns = _columns(low, sources, result, numbers)
     parts = [low.read(name) for name in sources]
     dtype = low.known.dtypes[result]

@@ -42,8 +42,8 @@ def lower_reduction(low: Lowering, node: Node) -> None:
         raise NoInstructionError("it reduces over steps or rows")
     if low.form(result).width != tuple(atom for atom in form.width if atom not in gone):
         raise NoInstructionError("its result lies in another order")
-    if not prod(low.shape(source)):
-        raise NoInstructionError("it reduces nothing")
+    if not 0 < low.roles.size(form.width) <= MOST_ENTRIES:
+        raise NoInstructionError("it reduces nothing, or more than the tables allow")
     sizes = low.roles.sizes
     strides, stride = {}, low.dtype.itemsize
     for atom in reversed(form.width):

@@ -31,7 +31,7 @@ from . import sequences as sequences
 from . import shaping as shaping
 from . import signal as signal
 from .cells import ACTIVATIONS, DEFAULT_ACTIVATIONS, Activation, CellAttributes, cell_attributes
-from .control import Evaluation, Measure, Work, body_nodes, control_faults, is_control
+from .control import Evaluation, Measure, Work, body_units, control_faults, is_control
 from .layers import Layer, layer_of
 from .recurrent import lstm, lstm_step
 from .registry import OPERATORS, SEQUENCES, Array, Operator, quiet
@@ -141,7 +141,7 @@ def run(
     wanted = tuple(spec.name for spec in graph.outputs) if outputs is None else tuple(outputs)
     values = {name: promoted(value, dtype) for name, value in graph.constants.items()}
     values |= {name: promoted(value, dtype) for name, value in completed(graph, feeds).items()}
-    work = Work(sum(np.size(x) for x in feeds.values()), graph.carried, body_nodes(graph), measure)
+    work = Work(sum(np.size(x) for x in feeds.values()), graph.carried, body_units(graph), measure)
     bodies = Evaluation(lambda node: bind(_in_dtype(node, dtype)), work, lambda x: promoted(x, dtype))
     for node in graph.nodes:
         inputs = [values[name] if name else None for name in node.inputs]

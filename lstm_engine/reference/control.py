@@ -44,7 +44,7 @@ SETTINGS: Final[Mapping[str, frozenset[str]]] = {
 
 #: Work is counted in node evaluations, and in thousands of elements they read and make: some microseconds each.
 FREE_UNITS: Final = 100_000
-UNITS_PER_FED: Final = 8  # and as many more as the bodies have nodes: a trip for each element fed
+UNITS_PER_FED: Final = 8  # and what the bodies take: a trip for each element fed
 UNITS_PER_CARRIED: Final = 1  # thousands of trips over all weights
 ELEMENTS_PER_UNIT: Final = 1 << 13  # read or made, or products summed up
 UNITS_TO_MEASURE: Final = 4
@@ -78,9 +78,9 @@ MANY: Final = 1 << 22
 class Work:
     """What one call may still spend on the bodies of control-flow nodes, however they nest."""
 
-    def __init__(self, fed: int = 0, carried: int = 0, nodes: int = 0, measure: Measure | None = None) -> None:
-        """``fed``, ``carried``: elements of the feeds and of the weights; ``nodes``: how many the bodies hold."""
-        self.units = FREE_UNITS + fed * (UNITS_PER_FED + nodes) + carried * UNITS_PER_CARRIED
+    def __init__(self, fed: int = 0, carried: int = 0, units: int = 0, measure: Measure | None = None) -> None:
+        """``fed``, ``carried``: elements of the feeds and of the weights; ``units``: what all bodies take once."""
+        self.units = FREE_UNITS + fed * (UNITS_PER_FED + units) + carried * UNITS_PER_CARRIED
         self.most_elements = max(FREE_ELEMENTS, (fed + carried) * ELEMENTS_PER_ELEMENT)
         self.measure = measure
         self.started_with = self.units
@@ -99,7 +99,7 @@ class Work:
 
     def foresee(self, node: Node, trips: int, body: Graph, stacked: int) -> None:
         """Raise UnsupportedModelError if so many trips, or what they stack, are bound to exceed the budget."""
-        least = 1 + sum(UNITS_OF_A_LAYER if inner.op in RECURRENT else 1 for inner in body.nodes)
+        least = 1 + sum(map(_units, body.nodes))
         if trips * least > self.units:
             self.spend(node, trips * least)
         self.admit(node, stacked)
@@ -119,9 +119,20 @@ class Work:
             self.admit(node, self.measure(node, inputs))
 
 
-def body_nodes(graph: Graph) -> int:
-    """How many nodes the bodies in a graph hold."""
-    return sum(len(body.nodes) + body_nodes(body) for body in graph.subgraphs())
+def body_units(graph: Graph) -> int:
+    """Units of work that every node in the bodies of a graph takes at least, evaluated once."""
+    return sum(units_of(body) for body in graph.subgraphs())
+
+
+def units_of(body: Graph) -> int:
+    """Units of work that every node of a body, and of those in it, takes at least, evaluated once."""
+    return sum(map(_units, body.nodes)) + body_units(body)
+
+
+def _units(node: Node) -> int:
+    if node.op in RECURRENT:
+        return UNITS_OF_A_LAYER + UNITS_OF_A_STEP
+    return 1 if node.op in BOUNDED or is_control(node) else UNITS_OF_OTHERS
 
 
 def is_control(node: Node) -> bool:
@@ -254,14 +265,13 @@ class Evaluation:
             return lambda inputs, scope: self.node(node, inputs, scope)
         plain = self.bind(node)
         heavy = node.op not in LIGHT
-        fixed = 1 if node.op in BOUNDED else UNITS_OF_OTHERS
-        recurrent = node.op in RECURRENT
+        fixed, recurrent = _units(node), node.op in RECURRENT
         summing = node.op in SUMMING
 
         def guarded(inputs: Inputs, _: Scope) -> tuple[Any, ...]:
             work.admit_results(node, inputs)
             if recurrent:
-                work.spend(node, UNITS_OF_A_LAYER + UNITS_OF_A_STEP * max(inputs[0].shape[:2], default=1))
+                work.spend(node, UNITS_OF_A_STEP * (max(inputs[0].shape[:2], default=1) - 1))
             results = plain(inputs)
             touched = 0
             for x in (*results, *inputs) if heavy else results:
