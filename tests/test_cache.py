@@ -241,7 +241,7 @@ def test_several_processes_at_once(environment: dict[str, str], folder: Path) ->
 
 FLOAT32, FLOAT64 = (
     "from lstm_engine.kernels import executor; print('compiling', flush=True)\n"
-    f"executor.executor({element!r}).load(); executor.context_entry({nogil}); executor.entry({nogil}, False)\n"
+    f"executor.executor({element!r}).load(); executor.context_entry({nogil}); executor.entry({nogil})\n"
     f"print('done', executor.executor({element!r}).from_cache)"
     for element, nogil in (("float32", True), ("float64", False))
 )
