@@ -1,6 +1,7 @@
 """One direction of an LSTM layer over the steps of a block.
 
-``lstm`` is the plain cell, product and gates fused; ``cell`` is every other one ONNX can describe.
+``lstm`` is the plain cell, product and gates fused where one row runs alone; ``cell`` is every other one ONNX can
+describe: peepholes, clip, input_forget, other activations, sequence lengths, projection.
 
 Weights are walked forward on even steps and backward on odd ones, so that what a step read last is what
 the next reads first: bit-identical, and it keeps part of a matrix larger than the cache inside it.
@@ -16,7 +17,7 @@ from ..encoding import Context, Lstm
 from ..jit import kernel
 from .product import cell_block, lstm_block
 from .rows import copy_rows, field, locate, over_rows
-from .simd import Lanes, copy_bytes, float64_of_bits, never_inline, word, word32
+from .simd import Lanes, float64_of_bits, never_inline, word, word32
 
 PARITY = int(Context.PARITY) * 8
 (
@@ -26,78 +27,136 @@ PARITY = int(Context.PARITY) * 8
 ) = (int(f) for f in Lstm)  # fmt: skip
 
 
-def plain(v: Lanes, product: Any) -> Any:
-    """The cell with sigmoid gates and tanh, and nothing else."""
+def layer(v: Lanes, product: Any, product_narrow: Any, general: Any) -> Any:
+    """sequence(ip, cx, T, B, x, y, h, c): B rows over T steps, with the plain cell or (not None) a ``general`` one."""
     fused, cell = lstm_block(v), cell_block(v)
     one = v.vector_bytes
     four = 4 * one
+    plain = general is None
+    one_row = cell if plain else general
+
+    @kernel
+    def cells(ip, cx, B, gates, q, c, out, out_stride):  # type: ignore[no-untyped-def]
+        """The q-th 16 units of B rows, from their pre-activations."""
+        cs = field(ip, C_STRIDE)
+        b = 0
+        while b < B:
+            if plain:
+                one_row(gates + b * four, c + b * cs + q * one, out + b * out_stride + q * one)
+            else:
+                peepholes = field(ip, PEEPHOLES)
+                peep = locate(cx, peepholes) + q * 3 * one if peepholes >= 0 else 0
+                one_row(ip, cx, gates + b * four, peep, c + b * cs + q * one, out + b * out_stride + q * one)
+            b += 1
+
+    @kernel
+    def project(ip, cx, B, hidden, stride, out, ys):  # type: ignore[no-untyped-def]
+        """h = P·(o∘h(c)), no bias."""
+        units, weights, zeros = field(ip, HIDDEN_UNITS), locate(cx, field(ip, PROJECTION)), locate(cx, field(ip, ZEROS))
+        q = 0
+        while q < field(ip, PROJECTED_BLOCKS):
+            product_narrow(weights + q * units * one, hidden, stride, units, 0, 0, 0, zeros, 0, out + q * one, ys, B)
+            q += 1
+
+    @kernel
+    def hoist(ip, cx, x, stride, rows):  # type: ignore[no-untyped-def]
+        """pre = bias + W·x of several steps at once: the weights are read once for all of them."""
+        W, bias, pre = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS)), locate(cx, field(ip, PRE))
+        inputs, blocks = field(ip, INPUTS), field(ip, BLOCKS)
+        block_bytes = (inputs + field(ip, RECURRENT)) * four
+        q = 0
+        while q < blocks:
+            product(
+                W + q * block_bytes, x, stride, inputs, 0, 0, 0, bias + q * four, 0, pre + q * four, blocks * four, rows
+            )  # fmt: skip
+            q += 1
 
     @kernel
     def sequence(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
         never_inline()
-        xs, ys, hs, cs = field(ip, X_STRIDE), field(ip, Y_STRIDE), field(ip, H_STRIDE), field(ip, C_STRIDE)
+        xs, ys, hs = field(ip, X_STRIDE), field(ip, Y_STRIDE), field(ip, H_STRIDE)
         x_step, y_step = field(ip, X_STEP), field(ip, Y_STEP)
         W, bias = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS))
         inputs, recurrent, blocks = field(ip, INPUTS), field(ip, RECURRENT), field(ip, BLOCKS)
         pre, gates, room = locate(cx, field(ip, PRE)), locate(cx, field(ip, GATES)), field(ip, HOIST)
         between = x_step if B == 1 else xs  # the rows of several steps lie evenly, or are not projected at once
-        if x_step != B * between:
-            room = 1
+        hoisted = room > 1 and T > 1 and x_step == B * between
         reverse = field(ip, REVERSE) != 0
+        projected = not plain and field(ip, PROJECTION) >= 0
         parity = word(cx + PARITY)
         block_bytes, pre_row = (inputs + recurrent) * four, blocks * four
+        skipped, depth = (inputs * four, 0) if hoisted else (0, inputs)
         previous, previous_stride = h, hs
         t = 0
         while t < T:
-            n = min(T - t, room) if room > 1 and T > 1 else 1
-            hoisted = room > 1 and T > 1
+            n = min(T - t, room) if hoisted else 1
             first = T - t - n if reverse else t
-            if hoisted:  # pre = bias + W·x of n steps at once: the weights are read once for all of them
-                q = 0
-                while q < blocks:
-                    product(
-                        W + q * block_bytes, x + first * x_step, between, inputs, 0, 0, 0,
-                        bias + q * four, 0, pre + q * four, pre_row, n * B,
-                    )  # fmt: skip
-                    q += 1
+            if hoisted:
+                hoist(ip, cx, x + first * x_step, between, n * B)
             s = 0
             while s < n:
                 at = T - 1 - t if reverse else t
                 out = y + at * y_step
+                made, made_stride = (locate(cx, field(ip, HIDDEN)), blocks * one) if projected else (out, ys)
                 k = 0
                 while k < blocks:
                     forward = (parity + t) & 1 == 0
                     q = k if forward else blocks - 1 - k
-                    if hoisted:
-                        w, depth = W + q * block_bytes + inputs * four, 0
-                        z, zs = pre + (at - first) * B * pre_row + q * four, pre_row
-                    else:
-                        w, depth = W + q * block_bytes, inputs
-                        z, zs = bias + q * four, 0
-                    if B == 1:
+                    w = W + q * block_bytes + skipped
+                    z, zs = (pre + (at - first) * B * pre_row + q * four, pre_row) if hoisted else (bias + q * four, 0)
+                    if plain and B == 1:
                         following = w + block_bytes if forward else w - block_bytes
                         fused(w, x + at * x_step, depth, previous, recurrent, z, c + q * one, out + q * one, following)
                     else:
                         product(
                             w, x + at * x_step, xs, depth, previous, previous_stride, recurrent, z, zs, gates, four, B
                         )
-                        b = 0
-                        while b < B:
-                            cell(gates + b * four, c + b * cs + q * one, out + b * ys + q * one)
-                            b += 1
+                        cells(ip, cx, B, gates, q, c, made, made_stride)
                     k += 1
+                if projected:
+                    project(ip, cx, B, made, made_stride, out, ys)
                 previous, previous_stride = out, ys
                 s += 1
                 t += 1
         if T > 0:
-            copy_rows(h, 0, hs, previous, 0, previous_stride, blocks * one, 1, B)
+            units = field(ip, PROJECTED_BLOCKS) if projected else blocks
+            copy_rows(h, 0, hs, previous, 0, previous_stride, units * one, 1, B)
         return 0
 
-    return over_rows(sequence, Lstm)
+    return sequence
 
 
-def general(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
-    """Any cell: peepholes, clip, input_forget, other activations, sequence lengths, projection; a row at a time."""
+def ragged(v: Lanes, sequence: Any) -> Any:
+    """sequence(), row by row over each row's own number of steps where there are lengths."""
+    one = v.vector_bytes
+
+    @kernel
+    def by_lengths(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
+        never_inline()
+        lengths = field(ip, LENGTHS)
+        alone = 1 if lengths >= 0 else B
+        b = 0
+        while b < B:
+            valid = T
+            if lengths >= 0:
+                valid = word32(locate(cx, lengths) + b * field(ip, LENGTH_STRIDE))
+                if valid < 0 or valid > T:
+                    return 2
+            row, cell = h + b * field(ip, H_STRIDE), c + b * field(ip, C_STRIDE)
+            sequence(ip, cx, valid, alone, x + b * field(ip, X_STRIDE), y + b * field(ip, Y_STRIDE), row, cell)
+            if valid == 0 and lengths >= 0:  # a row of no steps ends in zeros, not in its initial state
+                zeros, blocks = locate(cx, field(ip, ZEROS)), field(ip, BLOCKS)
+                units = field(ip, PROJECTED_BLOCKS) if field(ip, PROJECTION) >= 0 else blocks
+                copy_rows(row, one, 0, zeros, 0, 0, one, units, 1)
+                copy_rows(cell, one, 0, zeros, 0, 0, one, blocks, 1)
+            b += alone
+        return 0
+
+    return by_lengths
+
+
+def general_cell(v: Lanes, activate: Any) -> Any:
+    """block(ip, cx, z, peep, c, out): 16 units of one row, any cell."""
     vector_load = v.intrinsic(lambda b, at: v.load(b, at), "a", "v")
     vector_store = v.intrinsic(lambda b, at, x: v.store(b, x, at), "av", "")
     splat = v.intrinsic(v.splat, "s", "v")
@@ -106,13 +165,11 @@ def general(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
     subtract = v.intrinsic(lambda b, x, y: b.fsub(x, y), "vv", "v")
     scalar = v.dtype.type
     one = v.vector_bytes
-    four = 4 * one
 
     def emit_clip(b: ir.IRBuilder, bound: ir.Value, x: ir.Value) -> ir.Value:
         return v.minimum(b, bound, v.maximum(b, b.fneg(bound), x))
 
     clipped = v.intrinsic(emit_clip, "vv", "v")
-    load_double = v.intrinsic(lambda b, at: b.load(b.inttoptr(at, ir.PointerType()), typ=ir.IntType(64)), "a", "a")
 
     @kernel
     def bound(clip, x):  # type: ignore[no-untyped-def]
@@ -125,7 +182,7 @@ def general(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
         """Activation f (0), g (1) or h (2) of the cell."""
         code = (field(ip, ACTIVATIONS) >> (8 * index)) & 255
         at = locate(cx, field(ip, PARAMETERS)) + 16 * index
-        return activate(code, x, float64_of_bits(load_double(at)), float64_of_bits(load_double(at + 8)))
+        return activate(code, x, float64_of_bits(word(at)), float64_of_bits(word(at + 8)))
 
     @kernel
     def block(ip, cx, z, peep, c, out):  # type: ignore[no-untyped-def]
@@ -152,64 +209,11 @@ def general(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
         vector_store(c, cell)
         vector_store(out, multiply(o, gate(ip, cx, 2, cell)))
 
-    @kernel
-    def cells(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
-        never_inline()
-        xs, ys, hs, cs = field(ip, X_STRIDE), field(ip, Y_STRIDE), field(ip, H_STRIDE), field(ip, C_STRIDE)
-        x_step, y_step = field(ip, X_STEP), field(ip, Y_STEP)
-        W, bias = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS))
-        inputs, recurrent, blocks = field(ip, INPUTS), field(ip, RECURRENT), field(ip, BLOCKS)
-        gates, reverse = locate(cx, field(ip, GATES)), field(ip, REVERSE) != 0
-        peepholes, projection = field(ip, PEEPHOLES), field(ip, PROJECTION)
-        projected = field(ip, PROJECTED_BLOCKS)
-        lengths = field(ip, LENGTHS)
-        units = projected if projection >= 0 else blocks
-        block_bytes = (inputs + recurrent) * four
-        b = 0
-        while b < B:
-            valid = T
-            if lengths >= 0:
-                valid = word32(locate(cx, lengths) + b * field(ip, LENGTH_STRIDE))
-                if valid < 0 or valid > T:
-                    return 2
-            previous = h + b * hs
-            s = 0
-            while s < valid:
-                at = valid - 1 - s if reverse else s
-                out = y + at * y_step + b * ys
-                made = locate(cx, field(ip, HIDDEN)) if projection >= 0 else out
-                q = 0
-                while q < blocks:
-                    product(
-                        W + q * block_bytes, x + at * x_step + b * xs, 0, inputs, previous, 0, recurrent,
-                        bias + q * four, 0, gates, 0, 1,
-                    )  # fmt: skip
-                    peep = locate(cx, peepholes) + q * 3 * one if peepholes >= 0 else 0
-                    block(ip, cx, gates, peep, c + b * cs + q * one, made + q * one)
-                    q += 1
-                if projection >= 0:  # h = P·(o∘h(c)), no bias
-                    hidden_units = field(ip, HIDDEN_UNITS)
-                    q = 0
-                    while q < projected:
-                        product_narrow(
-                            locate(cx, projection) + q * hidden_units * one, made, 0, hidden_units, 0, 0, 0,
-                            locate(cx, field(ip, ZEROS)), 0, out + q * one, 0, 1,
-                        )  # fmt: skip
-                        q += 1
-                previous = out
-                s += 1
-            if valid > 0:
-                copy_bytes(h + b * hs, previous, units * one)
-            elif lengths >= 0:  # a row of no steps ends in zeros, not in its initial state
-                zeros = locate(cx, field(ip, ZEROS))
-                copy_rows(h + b * hs, one, 0, zeros, 0, 0, one, units, 1)
-                copy_rows(c + b * cs, one, 0, zeros, 0, 0, one, blocks, 1)
-            b += 1
-        return 0
-
-    return over_rows(cells, Lstm)
+    return block
 
 
 def kernels(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> dict[str, Any]:
     """The kernels of this file by the name the executor calls them."""
-    return {"lstm": plain(v, product), "cell": general(v, product, product_narrow, activate)}
+    plain = layer(v, product, product_narrow, None)
+    general = layer(v, product, product_narrow, general_cell(v, activate))
+    return {"lstm": over_rows(plain, Lstm), "cell": over_rows(ragged(v, general), Lstm)}

@@ -121,9 +121,12 @@ def _emit_lstm(
         Lstm.LENGTHS: -1 if lengths is None else lengths.place,
         Lstm.LENGTH_STRIDE: lengths.stride if lengths is not None and lengths.batched else 0,
     }
+    if fields[Lstm.PROJECTION] != -1:
+        hidden = _at_once(low, direction) * blocks(units) * LANES * low.dtype.itemsize
+        fields[Lstm.HIDDEN] = low.buffer(hidden, "hidden")
     general = lengths is not None or not plain
     row = blocks(units) * 4 * LANES * low.dtype.itemsize
-    steps = 0 if general else _steps_ahead(low, direction, W.nbytes)
+    steps = _steps_ahead(low, direction, W.nbytes)
     fields[Lstm.HOIST] = steps
     if steps:
         fields[Lstm.PRE] = low.buffer(steps * _at_once(low, direction) * row, "input projections")
@@ -503,7 +506,6 @@ def _cell_fields(
             Lstm.PROJECTION: Pinned(packed),
             Lstm.PROJECTED_BLOCKS: blocks(transposed.shape[1]),
             Lstm.HIDDEN_UNITS: units,
-            Lstm.HIDDEN: low.buffer(blocks(units) * LANES * low.dtype.itemsize, "hidden"),
         }
     standard = [a.name for a in chosen] == ["Sigmoid", "Tanh", "Tanh"]
     plain = standard and P is None and projection is None and not attributes.clip and not attributes.input_forget

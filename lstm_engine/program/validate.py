@@ -161,7 +161,7 @@ def _cell(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator
         yield Extent(Lstm.LENGTHS, _span(f[Lstm.ROWS], f[Lstm.LENGTH_STRIDE], 1, 0, 4), False)
     if f[Lstm.PROJECTION] != -1:
         yield Extent(Lstm.PROJECTION, f[Lstm.PROJECTED_BLOCKS] * f[Lstm.HIDDEN_UNITS] * vector, False)
-        yield Extent(Lstm.HIDDEN, f[Lstm.BLOCKS] * vector, True)
+        yield Extent(Lstm.HIDDEN, _rows_at_once(f, Lstm, steps) * f[Lstm.BLOCKS] * vector, True)
 
 
 def _recurrent(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
