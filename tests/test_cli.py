@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import pytest
-from builders import make_lstm_model, make_tagger
+from builders import make_lstm_model, make_model, make_tagger
 from onnx import helper
 
 import lstm_engine as le
@@ -303,6 +303,23 @@ def test_a_line_in_a_line_out(call: Callable[..., Done], folder: Path, readings:
     done = call("stream", folder / "lstm.onnx", stdin=csv(readings))
     assert (done.code, done.err) == (0, "")
     np.testing.assert_array_equal(numbers(done.out), predictions(folder, readings))
+
+
+def test_frames_of_any_size(call: Callable[..., Done], tmp_path: Path) -> None:
+    """A model of whole frames whose size its file leaves open takes as many numbers as a line has."""
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "one"], ["total"], keepdims=1),
+        helper.make_node("Add", ["total", "level"], ["level_out"]),
+        helper.make_node("Tanh", ["level_out"], ["y"]),
+    ]
+    inputs = [("x", np.float32, ["batch", "samples"]), ("level", np.float32, ["batch", 1])]
+    outputs = [("y", np.float32, ["batch", 1]), ("level_out", np.float32, ["batch", 1])]
+    model = make_model(nodes, inputs, outputs, {"one": np.array([1])}, 17)
+    path = tmp_path / "frames.onnx"
+    onnx.save(model, path)
+    done = call("stream", path, "--states", '{"level": "level_out"}', stdin=b"0.25,0.25\n0.5\n-0.5,-0.25,-0.25\n")
+    assert done.code == 0, done.err
+    np.testing.assert_allclose([float(line) for line in done.out.splitlines()], np.tanh([0.5, 1.0, 0.0]), atol=1e-6)
 
 
 def test_json_lines(call: Callable[..., Done], folder: Path, readings: np.ndarray) -> None:

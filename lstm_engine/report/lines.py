@@ -44,12 +44,21 @@ class Lines:
         specs = [spec for spec in self.inputs if not spec.optional]
         fields = _text(line).split(",")
         wanted = [_size(spec) for spec in specs]
-        if len(fields) != sum(wanted):
-            parts = ", ".join(f"{size} of '{spec.name}'" for spec, size in zip(specs, wanted, strict=True))
+        if wanted.count(None) > 1:
+            raise InputError(
+                "several inputs leave their sizes open, so a line of numbers says too little: --format json"
+            )
+        known = sum(size or 0 for size in wanted)
+        counts = [len(fields) - known if size is None else size for size in wanted]
+        if (len(fields) != known and None not in wanted) or min(counts, default=0) < 0:
+            parts = ", ".join(
+                f"{'any number' if size is None else size} of '{spec.name}'"
+                for spec, size in zip(specs, wanted, strict=True)
+            )
             hint = "; is it JSON? (--format json)" if fields[0].lstrip().startswith(("[", "{")) else ""
-            raise InputError(f"expected {sum(wanted)} numbers ({parts}), got {len(fields)}{hint}")
+            raise InputError(f"expected {known} numbers ({parts}), got {len(fields)}{hint}")
         feeds, at = {}, 0
-        for spec, size in zip(specs, wanted, strict=True):
+        for spec, size in zip(specs, counts, strict=True):
             number = int if spec.dtype.kind in "iub" else float
             values = [_number(number, fields[i], i) for i in range(at, at + size)]
             feeds[spec.name] = _shaped(spec, values)
@@ -122,15 +131,19 @@ def _shaped(spec: TensorSpec, values: Any) -> Any:
     from ..feeds import converted
 
     array = converted(spec, values)
-    return array.reshape(_sizes(spec)) if array.size == _size(spec) else array
+    sizes = [size if isinstance(size, int) else -1 for size in spec.shape or ()]
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 0:
+        return array.reshape(sizes) if array.size == known else array
+    return array.reshape(sizes) if sizes.count(-1) == 1 and known and array.size % known == 0 else array
 
 
-def _sizes(spec: TensorSpec) -> list[int]:
-    return [int(size) for size in spec.shape or () if size is not None]
-
-
-def _size(spec: TensorSpec) -> int:
-    return math.prod(_sizes(spec))
+def _size(spec: TensorSpec) -> int | None:
+    """How many numbers a step's input holds; None where a size is open."""
+    sizes = spec.shape or ()
+    return (
+        math.prod(size for size in sizes if isinstance(size, int)) if all(isinstance(s, int) for s in sizes) else None
+    )
 
 
 def bad_line(number: int, fault: InputError) -> str:
