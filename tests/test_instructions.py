@@ -266,6 +266,26 @@ def test_a_recurrence_within_rows(case: LayerCase) -> None:
     assert_in_machine_code(model_of(case).graph, case.feeds(), flat=True)
 
 
+def test_rows_of_one_input_that_begin_in_states_of_their_own() -> None:
+    rng = np.random.default_rng(5)
+    constants = {
+        "W": rng.uniform(-0.4, 0.4, (1, 20, 3)).astype(np.float32),
+        "R": rng.uniform(-0.4, 0.4, (1, 20, 5)).astype(np.float32),
+        "shape": np.array([6, 2, 3]),
+    }
+    nodes = [
+        Node("Expand", ("x", "shape"), ("wide",)),
+        Node("LSTM", ("wide", "W", "R", "", "", "h", "h"), ("Y", "", "Y_c"), {"hidden_size": 5}),
+    ]
+    feeds = {
+        "x": rng.standard_normal((6, 1, 3)).astype(np.float32),
+        "h": rng.standard_normal((1, 2, 5)).astype(np.float32),
+    }
+    inputs = [TensorSpec(name, x.dtype, x.shape) for name, x in feeds.items()]
+    outputs = [TensorSpec(name, np.dtype(np.float32), None) for name in ("Y", "Y_c")]
+    assert_in_machine_code(Graph.build(nodes, inputs, outputs, constants, 21), feeds, flat=True)
+
+
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 def test_a_dual_path(op: str, direction: str) -> None:

@@ -147,7 +147,8 @@ def lower_inner(low: Lowering, node: Node) -> None:
         raise NoInstructionError("it has sequence lengths along an axis within rows")
     W, R = (weights(low, node, index) for index in (1, 2))
     units, width, directions = R.shape[1] // BLOCKS[node.op], R.shape[2], len(attributes.directions)
-    x = low.read_float(node.input(0))
+    x, form = low.read_float(node.input(0)), low.form(node.input(0))
+    x = low.uniform(x, x.timed or form.timed, form.batched)  # rows of one input may begin in states of their own
     steps, together = _inner_axes(low, node, attributes)
     padded = blocks(width) * LANES
     x_strides = _inner_strides(steps, together, W.shape[2], attributes.layout)
