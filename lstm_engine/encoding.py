@@ -206,13 +206,12 @@ class Recurrent(IntEnum):
     LENGTHS = 23  # int32 a row, or -1
     LENGTH_STRIDE = 24
     RESET = 25  # scratch: ROWS planes of r∘h, or -1
-    ZEROS = 26  # constant: one vector of zeros
-    X_STEP = 27  # these as Lstm's
-    Y_STEP = 28
-    INNER = 29
-    INNER_ROWS = 30
-    X_OUTER = 31
-    Y_OUTER = 32
+    X_STEP = 26  # these as Lstm's
+    Y_STEP = 27
+    INNER = 28
+    INNER_ROWS = 29
+    X_OUTER = 30
+    Y_OUTER = 31
 
 
 class Dense(IntEnum):

@@ -16,13 +16,13 @@ from llvmlite import ir
 from ..encoding import Context, Lstm
 from ..jit import kernel
 from .product import cell_block, lstm_block
-from .rows import copy_rows, field, locate, over_rows
-from .simd import Lanes, float64_of_bits, never_inline, word, word32
+from .rows import copy_rows, field, locate, over_rows, ragged
+from .simd import Lanes, clear_bytes, float64_of_bits, never_inline, word
 
 PARITY = int(Context.PARITY) * 8
 (
     _, X_STRIDE, _, Y_STRIDE, _, H_STRIDE, _, C_STRIDE, WEIGHTS, BIAS, INPUTS, RECURRENT, BLOCKS, _, _, REVERSE,
-    PRE, HOIST, GATES, PEEPHOLES, CLIP, ACTIVATIONS, PARAMETERS, INPUT_FORGET, LENGTHS, LENGTH_STRIDE, PROJECTION,
+    PRE, HOIST, GATES, PEEPHOLES, CLIP, ACTIVATIONS, PARAMETERS, INPUT_FORGET, _, _, PROJECTION,
     PROJECTED_BLOCKS, HIDDEN, HIDDEN_UNITS, ZEROS, X_STEP, Y_STEP, _, _, _, _,
 ) = (int(f) for f in Lstm)  # fmt: skip
 
@@ -126,33 +126,17 @@ def layer(v: Lanes, product: Any, product_narrow: Any, general: Any) -> Any:
     return sequence
 
 
-def ragged(v: Lanes, sequence: Any) -> Any:
-    """sequence(), row by row over each row's own number of steps where there are lengths."""
+def state_clearing(v: Lanes) -> Any:
+    """clear(ip, cx, h, c) of one row."""
     one = v.vector_bytes
 
     @kernel
-    def by_lengths(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
-        never_inline()
-        lengths = field(ip, LENGTHS)
-        alone = 1 if lengths >= 0 else B
-        b = 0
-        while b < B:
-            valid = T
-            if lengths >= 0:
-                valid = word32(locate(cx, lengths) + b * field(ip, LENGTH_STRIDE))
-                if valid < 0 or valid > T:
-                    return 2
-            row, cell = h + b * field(ip, H_STRIDE), c + b * field(ip, C_STRIDE)
-            sequence(ip, cx, valid, alone, x + b * field(ip, X_STRIDE), y + b * field(ip, Y_STRIDE), row, cell)
-            if valid == 0 and lengths >= 0:  # a row of no steps ends in zeros, not in its initial state
-                zeros, blocks = locate(cx, field(ip, ZEROS)), field(ip, BLOCKS)
-                units = field(ip, PROJECTED_BLOCKS) if field(ip, PROJECTION) >= 0 else blocks
-                copy_rows(row, one, 0, zeros, 0, 0, one, units, 1)
-                copy_rows(cell, one, 0, zeros, 0, 0, one, blocks, 1)
-            b += alone
-        return 0
+    def clear(ip, cx, h, c):  # type: ignore[no-untyped-def]
+        blocks = field(ip, BLOCKS)
+        clear_bytes(h, (field(ip, PROJECTED_BLOCKS) if field(ip, PROJECTION) >= 0 else blocks) * one)
+        clear_bytes(c, blocks * one)
 
-    return by_lengths
+    return clear
 
 
 def general_cell(v: Lanes, activate: Any) -> Any:
@@ -216,4 +200,4 @@ def kernels(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> dict[
     """The kernels of this file by the name the executor calls them."""
     plain = layer(v, product, product_narrow, None)
     general = layer(v, product, product_narrow, general_cell(v, activate))
-    return {"lstm": over_rows(plain, Lstm), "cell": over_rows(ragged(v, general), Lstm)}
+    return {"lstm": over_rows(plain, Lstm), "cell": over_rows(ragged(general, Lstm, state_clearing(v)), Lstm)}

@@ -13,12 +13,12 @@ from typing import Any
 from ..encoding import Cell, Recurrent
 from ..jit import kernel
 from .dense import outputs_of
-from .rows import copy_rows, field, locate, over_rows
-from .simd import Lanes, float64_of_bits, never_inline, word, word32
+from .rows import copy_rows, field, locate, over_rows, ragged
+from .simd import Lanes, clear_bytes, float64_of_bits, never_inline, word
 
 (
     _, X_STRIDE, _, Y_STRIDE, _, H_STRIDE, W, R, R_CANDIDATE, BIAS, INPUTS, UNITS, VECTORS, _, _, REVERSE, SUMS,
-    HOIST, CELL, CLIP, ACTIVATIONS, PARAMETERS, LENGTHS, LENGTH_STRIDE, RESET, ZEROS, X_STEP, Y_STEP, _, _, _, _,
+    HOIST, CELL, CLIP, ACTIVATIONS, PARAMETERS, _, _, RESET, X_STEP, Y_STEP, _, _, _, _,
 ) = (int(f) for f in Recurrent)  # fmt: skip
 RNN, GRU, GRU_LINEAR = int(Cell.RNN), int(Cell.GRU), int(Cell.GRU_LINEAR)
 
@@ -116,16 +116,15 @@ def recurrent_rows(v: Lanes, product: Any, product_narrow: Any, activate: Any) -
             b += 1
 
     @kernel
-    def sequence(ip, cx, T, B, x, y, h, alone):  # type: ignore[no-untyped-def]
-        """B rows over T steps; h is left as the last step's. ``alone``: one row of several, no steps are projected at
-        once."""
+    def sequence(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
+        never_inline()
         xs, ys, hs = field(ip, X_STRIDE), field(ip, Y_STRIDE), field(ip, H_STRIDE)
         x_step, y_step = field(ip, X_STEP), field(ip, Y_STEP)
         reverse, room = field(ip, REVERSE) != 0, field(ip, HOIST)
         sums, plane = locate(cx, field(ip, SUMS)), field(ip, VECTORS) * one
         row = plane if field(ip, CELL) == RNN else 4 * plane
         between = x_step if B == 1 else xs  # the rows of several steps lie evenly, or are not projected at once
-        if alone or x_step != B * between:
+        if x_step != B * between:
             room = 1
         previous, previous_stride = h, hs
         t = 0
@@ -143,24 +142,10 @@ def recurrent_rows(v: Lanes, product: Any, product_narrow: Any, activate: Any) -
             t += n
         if T > 0:
             copy_rows(h, 0, hs, previous, 0, previous_stride, plane, 1, B)
-
-    @kernel
-    def recurrent(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
-        never_inline()
-        lengths = field(ip, LENGTHS)
-        if lengths < 0:
-            sequence(ip, cx, T, B, x, y, h, False)
-            return 0
-        b = 0
-        while b < B:
-            valid = word32(locate(cx, lengths) + b * field(ip, LENGTH_STRIDE))
-            if valid < 0 or valid > T:
-                return 2
-            row = h + b * field(ip, H_STRIDE)
-            sequence(ip, cx, valid, 1, x + b * field(ip, X_STRIDE), y + b * field(ip, Y_STRIDE), row, True)
-            if valid == 0:  # a row of no steps ends in zeros, not in its initial state
-                copy_rows(row, one, 0, locate(cx, field(ip, ZEROS)), 0, 0, one, field(ip, VECTORS), 1)
-            b += 1
         return 0
 
-    return over_rows(recurrent, Recurrent)
+    @kernel
+    def clear(ip, cx, h, c):  # type: ignore[no-untyped-def]
+        clear_bytes(h, field(ip, VECTORS) * one)
+
+    return over_rows(ragged(sequence, Recurrent, clear), Recurrent)

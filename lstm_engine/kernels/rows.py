@@ -57,20 +57,49 @@ def over_rows(sequence: Any, fields: Any) -> Any:
             locate(cx, field(ip, H)),
             locate(cx, field(ip, C)),
         )
-        if inner == 0:
-            return sequence(ip, cx, T, B, x, y, h, c)
-        if together == 1:
-            return sequence(ip, cx, inner, T * B, x, y, h, c)
-        hs, cs = together * field(ip, H_STRIDE), together * field(ip, C_STRIDE)
-        r = 0
-        while r < T * B:
-            sequence(
-                ip, cx, inner, together, x + r * field(ip, X_OUTER), y + r * field(ip, Y_OUTER), h + r * hs, c + r * cs
-            )
+        count = 1  # of runs: one by one, or all at once
+        if inner > 0:
+            count, B = (T * B, together) if together > 1 else (1, T * B)
+            T = inner
+        hs, cs = B * field(ip, H_STRIDE), B * field(ip, C_STRIDE)
+        fault = r = 0
+        while r < count and fault == 0:
+            at, to = x + r * field(ip, X_OUTER), y + r * field(ip, Y_OUTER)
+            fault = sequence(ip, cx, T, B, at, to, h + r * hs, c + r * cs)
             r += 1
-        return 0
+        return fault
 
     return run
+
+
+def ragged(sequence: Any, fields: Any, clear: Any) -> Any:
+    """sequence(), row by row over each row's own number of steps where there are lengths.
+
+    clear(ip, cx, h, c) zeroes a row's state: a row of no steps ends in zeros, not in its initial state.
+    """
+    LENGTHS, LENGTH_STRIDE = int(fields.LENGTHS), int(fields.LENGTH_STRIDE)
+    X_STRIDE, Y_STRIDE, H_STRIDE = int(fields.X_STRIDE), int(fields.Y_STRIDE), int(fields.H_STRIDE)
+    C_STRIDE = int(fields.C_STRIDE) if hasattr(fields, "C_STRIDE") else H_STRIDE
+
+    @kernel
+    def by_lengths(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
+        lengths = field(ip, LENGTHS)
+        alone = 1 if lengths >= 0 else B
+        b = 0
+        while b < B:
+            valid = T
+            if lengths >= 0:
+                valid = word32(locate(cx, lengths) + b * field(ip, LENGTH_STRIDE))
+                if valid < 0 or valid > T:
+                    return 2
+            row, cell = h + b * field(ip, H_STRIDE), c + b * field(ip, C_STRIDE)
+            sequence(ip, cx, valid, alone, x + b * field(ip, X_STRIDE), y + b * field(ip, Y_STRIDE), row, cell)
+            if valid == 0 and lengths >= 0:
+                clear(ip, cx, row, cell)
+            b += alone
+        return 0
+
+    return by_lengths
 
 
 @kernel

@@ -291,7 +291,6 @@ def _emit_gated(
         Recurrent.LENGTH_STRIDE: lengths.stride if lengths is not None and lengths.batched else 0,
         Recurrent.R_CANDIDATE: -1,
         Recurrent.RESET: -1,
-        Recurrent.ZEROS: Pinned(_zeros(low, LANES * low.dtype.itemsize)),
         Recurrent.ACTIVATIONS: _codes(attributes.activations[d]),
         Recurrent.PARAMETERS: _parameters(low, attributes.activations[d]),
     }

@@ -176,7 +176,6 @@ def _recurrent(f: Any, steps: int, element: int, vector: int, block: int) -> Ite
     yield Extent(Recurrent.BIAS, planes * plane, False)
     yield Extent(Recurrent.SUMS, f[Recurrent.HOIST] * rows * planes * plane, True)
     yield Extent(Recurrent.PARAMETERS, 16 if planes == 1 else 32, False)
-    yield Extent(Recurrent.ZEROS, vector, False)
     if f[Recurrent.CELL] == Cell.GRU:
         yield Extent(Recurrent.R_CANDIDATE, plane * units, False)
         yield Extent(Recurrent.RESET, rows * plane, True)
