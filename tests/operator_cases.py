@@ -413,7 +413,7 @@ for name in ["HannWindow", "HammingWindow", "BlackmanWindow"]:
     case(name, np.array(10))
     case(name, np.array(9), periodic=0, output_datatype=11)
     case(name, np.array(0), peer="none")
-case("MelWeightMatrix", np.array(8), np.array(16), np.array(8192), np.array(0), np.array(4096))
+case("MelWeightMatrix", np.array(8), np.array(16), np.array(8192), np.float32(0), np.float32(4096))
 case(
     "MelWeightMatrix", np.array(20), np.array(64), np.array(16000), np.float32(20), np.float32(7000), peer="onnxruntime"
 )
@@ -550,6 +550,11 @@ def ours(op: str, *inputs: np.ndarray | None, **attributes: Any) -> None:
 
 ours("CausalConv", f32(2, 4, 5), f32(2, 4, 2), f32(3, 4, 3), f32(3), axis=2)
 ours("CausalConv", f32(2, 4, 5, 3), f32(2, 4, 4, 3), f32(6, 2, 3, 2), axis=2, group=2, dilations=(2, 1), strides=(1, 1))
+for filters in [(), (3,)]:
+    scales = [np.float32(0.03), np.uint8(7), f32(3, 4, 3).view(np.uint8)[..., :3], np.full(filters, 0.02, np.float32)]
+    bytes_ = f32(2, 4, 7).view(np.uint8)[..., :7]
+    quantised = [*scales, np.zeros(filters, np.uint8), np.float32(4), np.uint8(99), np.arange(3, dtype=np.int32)]
+    ours("CausalQLinearConv", bytes_[..., 2:], bytes_[..., :2], *quantised, axis=2)
 for name in ["CausalMaxPool", "CausalAveragePool"]:
     ours(name, f32(2, 4, 5), f32(2, 4, 2), axis=2, kernel_shape=(3,))
 ours("CausalCumSum", f32(2, 5), f32(2, 1), axis=1)

@@ -67,6 +67,21 @@ def folder(environment: dict[str, str]) -> Path:
     return Path(environment["LSTM_ENGINE_CACHE"])
 
 
+@pytest.fixture(scope="module")
+def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache as the probe leaves it."""
+    folder = tmp_path_factory.mktemp("compiled") / "cache"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LSTM_ENGINE_", "NUMBA_"))}
+    assert probe({**kept, "PYTHONPATH": str(PACKAGE.parent), "LSTM_ENGINE_CACHE": str(folder)})[0] == COMPILED
+    return folder
+
+
+@pytest.fixture
+def filled(compiled_folder: Path, folder: Path) -> Path:
+    """This test's own cache with what the probe compiles in it."""
+    return Path(shutil.copytree(compiled_folder, folder))
+
+
 def only_file(folder: Path) -> Path:
     (file,) = folder.iterdir()
     return file
@@ -198,33 +213,36 @@ def test_the_users_cache_folder_is_the_default(environment: dict[str, str], tmp_
 # --- trust ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_of_ones_own_is_used(environment: dict[str, str], filled: Path) -> None:
+    """What the tests below change one thing of."""
+    assert only_file(filled)
+    assert probe(environment)[0] == CACHED
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners here")
-@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])
-def test_a_folder_that_others_can_write_is_not_used(environment: dict[str, str], folder: Path, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])
+def test_a_folder_that_others_can_write_is_not_used(environment: dict[str, str], filled: Path, mode: int) -> None:
     """What lies in it could be anybody's code: neither read nor added to."""
-    probe(environment)
-    file = only_file(folder)
+    file = only_file(filled)
     marker = file.read_bytes()
-    folder.chmod(mode)
+    filled.chmod(mode)
     out, log = probe(environment)
     assert out == COMPILED
     assert "writable by other" in log
-    assert only_file(folder).read_bytes() == marker
+    assert only_file(filled).read_bytes() == marker
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners here")
-@pytest.mark.parametrize("mode", [0o666, 0o620, 0o602])
-def test_a_file_that_others_can_write_is_not_used(environment: dict[str, str], folder: Path, mode: int) -> None:
-    probe(environment)
-    only_file(folder).chmod(mode)
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_a_file_that_others_can_write_is_not_used(environment: dict[str, str], filled: Path, mode: int) -> None:
+    only_file(filled).chmod(mode)
     assert probe(environment)[0] == COMPILED
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("which", ["file", "folder"])
-def test_what_belongs_to_another_user_is_not_used(environment: dict[str, str], folder: Path, which: str) -> None:
-    probe(environment)
-    os.chown(only_file(folder) if which == "file" else folder, 12345, 12345)
+def test_what_belongs_to_another_user_is_not_used(environment: dict[str, str], filled: Path, which: str) -> None:
+    os.chown(only_file(filled) if which == "file" else filled, 12345, 12345)
     assert probe(environment)[0] == COMPILED
 
 

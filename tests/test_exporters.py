@@ -23,12 +23,7 @@ NOT_RUN: dict[str, str] = {}
 NOT_STREAMED = {
     "keras?/*masking*": "a cell in a Loop whose steps a mask holds back is not recognised as a layer",
     "keras?/embedding_mask_zero*": "a cell in a Loop whose steps a mask holds back is not recognised as a layer",
-    "ort_tools/causal_conv-q*": "a quantised convolution carries no context",
-    "ort_tools/language_model-qoperator_*": "QLinearMatMul is not seen to work step by step",
-    "torch_dynamo/dual_path-20": "a sequence inside each step is taken for time where the file fixes T",
-    "torch_dynamo/packing_stack-raw-20": "the time axis is not seen where the file fixes T",
     "torch_legacy/loop_of_cells-13": "a Loop that collects its steps in a sequence is not recognised as a layer",
-    "tensorflow1/lstm_with_states-9": "every input has a batch of its own name",
 }
 
 

@@ -228,6 +228,22 @@ def test_bodies_capture_outer_tensors():
     assert "then_branch" in body.origin
 
 
+def test_what_a_body_makes_itself_is_meant_before_what_is_outside():
+    """An If and the end of its branch may make tensors of the same name; the branch's nodes come in any order."""
+    nodes = [
+        helper.make_node("Neg", ["y"], ["z"]),
+        helper.make_node("Exp", ["x"], ["y"]),
+    ]
+    branches = [
+        helper.make_graph(order, "branch", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, [2])])
+        for order in (nodes, nodes[::-1])
+    ]
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1])
+    model = builders.make_model([node], [("c", bool, []), ("x", np.float32, [2])], [("y", np.float32, [2])], {})
+    for body in read_model(model).subgraphs():
+        assert [inner.op for inner in body.nodes] == ["Exp", "Neg"]
+
+
 def test_body_without_types():
     model = builders.make_with_branches()
     for attribute in model.graph.node[1].attribute:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_model, make_tagger, random_weights, rng
+from builders import make_lstm_model, make_model, make_tagger, random_weights, rng
 from onnx import helper
 
 import lstm_engine as le
@@ -404,13 +404,7 @@ def test_it_goes_on_where_it_was(model: le.Model) -> None:
 def test_streams_that_do_not_generate(model: le.Model) -> None:
     with pytest.raises(le.InputError, match="2 rows"):
         le.generate(model.stream(batch=2), "a")
-    weights = {"w": np.ones((3, 2), np.float32)}
-    floats = make_model(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        [("x", np.float32, ["time", "batch", 3])],
-        [("y", np.float32, ["time", "batch", 2])],
-        weights,
-    )
+    floats = make_lstm_model(3, 2)
     with pytest.raises(le.InputError, match="one token id"):
         le.generate(le.load(floats.SerializeToString()).stream(), [1])
     with pytest.raises(le.InputError, match="Sampler"):

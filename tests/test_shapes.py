@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,9 @@ from operator_cases import CASES, Case, f32, i64
 from lstm_engine import reference
 from lstm_engine.errors import InputError, LstmEngineError, ModelFormatError, UnsupportedModelError
 from lstm_engine.graph import Graph, Node, TensorSpec
-from lstm_engine.passes.shapes import RULES, Known, fold, infer, specialise
+from lstm_engine.passes.shapes import RULES, Known, constant, fold, infer, specialise
+from lstm_engine.reference.kinds import KINDS
+from lstm_engine.reference.layers import INPUTS
 from lstm_engine.reference.registry import SEQUENCES
 
 FLOAT = np.dtype(np.float32)
@@ -460,3 +464,49 @@ def test_an_absurd_size_is_refused_without_an_own_budget() -> None:
 def test_a_file_may_fold_as_much_as_it_carries() -> None:
     graph = graph_of([Node("Neg", ("w",), ("y",))], {}, {"w": f32(1000)})
     assert "y" in specialise(graph, {}, budget=10).values
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------------
+
+
+def kinds_of(types) -> str:
+    """The kinds among onnx's names of types, as reference/kinds.py writes them."""
+    prefixes = {"b": "tensor(bool", "i": ("tensor(int", "tensor(uint"), "f": ("tensor(float", "tensor(double"), "c": "tensor(complex", "O": "tensor(string"}  # fmt: skip
+    return "".join(letter for letter, prefix in prefixes.items() if any(t.startswith(prefix) for t in types))
+
+
+def schema_of(op: str):
+    for opset in (23, 24):  # TensorScatter is younger than the rest
+        with suppress(Exception):
+            return onnx.defs.get_schema(op, opset, "")
+    return None
+
+
+@pytest.mark.parametrize("op", sorted(op for op in RULES.keys() - INPUTS.keys() if schema_of(op) is not None))
+def test_operators_take_the_kinds_of_numbers_that_onnx_says(op):
+    inputs = schema_of(op).inputs
+    expected = [kinds_of(each.types) for each in inputs]
+    taken = KINDS.get(op, ("bifcO",) * len(inputs))
+    assert [kinds for kinds in taken if kinds != "*"] == expected
+    assert ("*" in taken) == (op in KINDS and inputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic)
+
+
+WRONG_KINDS = {
+    "Sigmoid": ((np.int64,), 0),
+    "Relu": ((bool,), 0),
+    "Not": ((np.float32,), 0),
+    "Mean": ((np.float32, np.float32, np.uint8), 2),
+    "MatMul": ((bool, bool), 0),
+    "Gather": ((np.float32, np.float32), 1),
+    "Add": ((np.complex64, np.complex64), 0),
+}
+
+
+@pytest.mark.parametrize(("op", "dtypes", "wrong"), [(op, *case) for op, case in WRONG_KINDS.items()], ids=WRONG_KINDS)
+def test_other_kinds_are_refused(op, dtypes, wrong):
+    """NumPy would compute something, and a buffer of the declared type would cut it off."""
+    arrays = [np.zeros((2, 2), dtype) for dtype in dtypes]
+    node = Node(op, tuple(f"x{k}" for k in range(len(arrays))), ("y",), {}, "here")
+    for act in (lambda: infer(node, [constant(x) for x in arrays]), lambda: reference.evaluate(node, arrays)):
+        with pytest.raises(ModelFormatError, match=f"{op} 'here': input {wrong} must be"):
+            act()

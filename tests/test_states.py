@@ -553,6 +553,108 @@ def test_any_window_in_any_chunks(front: Front, batch: int, chunks: list[int]) -
     assert_chunks_are_the_whole(front, batch, chunks)
 
 
+@pytest.mark.parametrize("front", [front for front in FRONTS if front.pool != "CumSum"], ids=str)
+def test_windows_over_time_are_machine_code(front: Front) -> None:
+    program = front_model(front).stream(2)._lowered.program
+    assert not [f"{call.node.label}: {call.reason}" for call in program.hosts]
+    assert program.block > 1
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Windows over time and frequency, x[B,2,T,F] or x[B,2,F,T], as audio networks have them."""
+
+    kernel: tuple[int, int] = (3, 3)  # over time, over frequency
+    pads: tuple[int, int] = (1, 1)  # of the frequencies
+    stride: int = 1
+    dilations: tuple[int, int] = (1, 1)
+    group: int = 1
+    time: int = 2
+    pool: str = ""
+
+    @property
+    def reach(self) -> int:
+        return (self.kernel[0] - 1) * self.dilations[0]
+
+    def ordered(self, over_time: Any, over_frequency: Any) -> list[Any]:
+        return [over_time, over_frequency] if self.time == 2 else [over_frequency, over_time]
+
+    def model(self) -> bytes:
+        net = Net()
+        x = net.input("x", "B", 2, *self.ordered("T", 9))
+        window: dict[str, Any] = {
+            "pads": [*self.ordered(self.reach, self.pads[0]), *self.ordered(0, self.pads[1])],
+            "strides": self.ordered(1, self.stride),
+            "dilations": self.ordered(*self.dilations),
+        }
+        kernel = self.ordered(*self.kernel)
+        y = net.do("Conv", x, net.weights(6, 2 // self.group, *kernel), net.weights(6), group=self.group, **window)
+        if self.pool:
+            counted = {"count_include_pad": 1} if self.pool == "AveragePool" else {}
+            pads = [*self.ordered(1, 1), *self.ordered(0, 0)]
+            y = net.do(self.pool, y, kernel_shape=[2, 2], pads=pads, **counted)
+        net.do("Conv", y, net.weights(3, 6, 1, 1), to="y")
+        net.output("y", None, None, None, None)
+        return net.model()
+
+
+PLANES = [
+    Plane(),
+    Plane(time=3),
+    Plane(kernel=(2, 5), pads=(3, 0), stride=2, dilations=(3, 1), group=2),
+    Plane(kernel=(4, 2), pads=(0, 0), dilations=(1, 4), time=3),
+    Plane(pool="MaxPool"),
+    Plane(kernel=(1, 3), pool="MaxPool", time=3),
+    Plane(pool="AveragePool", stride=2, time=3),
+]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("plane", PLANES, ids=str)
+def test_a_stream_carries_what_planes_look_back_at(plane: Plane, batch: int) -> None:
+    assert_planes_stream(plane, batch, [1, 2, 5, 17, 1, 14])
+
+
+@given(
+    st.builds(
+        Plane,
+        kernel=st.tuples(st.integers(2, 4), st.integers(1, 5)),
+        pads=st.tuples(st.integers(0, 4), st.integers(0, 3)),
+        stride=st.integers(1, 3),
+        dilations=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+        group=st.sampled_from([1, 2]),
+        time=st.sampled_from([2, 3]),
+        pool=st.sampled_from(["", "MaxPool", "AveragePool"]),
+    ),
+    st.integers(1, 3),
+    st.lists(st.integers(0, 20), min_size=1, max_size=4).filter(any),
+)
+def test_any_plane_in_any_chunks(plane: Plane, batch: int, chunks: list[int]) -> None:
+    assert_planes_stream(plane, batch, chunks)
+
+
+def assert_planes_stream(plane: Plane, batch: int, chunks: list[int]) -> None:
+    """In chunks as step by step, bit by bit, and as the definition of the whole; each row as if it were alone."""
+    model = le.load(plane.model())
+    stream = model.stream(batch)
+    x = drawn(batch, 2, *plane.ordered(sum(chunks), 9))
+    expected = reference.run(model.graph, {"x": x}, dtype="float64")["y"]
+    parts = [stream.feed(part) for part in np.split(x, np.cumsum(chunks)[:-1], plane.time)]
+    got = np.concatenate(parts, plane.time)
+    np.testing.assert_allclose(got, expected, atol=4e-6)
+    np.testing.assert_allclose(got, model.run({"x": x})["y"], atol=4e-6)
+    snapshot = stream.state
+    stream.reset()
+    single = [stream.step(np.take(x, t, plane.time)) for t in range(sum(chunks))]
+    np.testing.assert_array_equal(got, np.stack(single, plane.time))
+    assert stream.state == snapshot
+    assert not stream._lowered.program.hosts
+    alone = model.stream()
+    for row in range(batch):
+        alone.reset()
+        np.testing.assert_array_equal(alone.feed(x[row : row + 1]), got[row : row + 1])
+
+
 @pytest.mark.parametrize("front", [Front(form="own", dilation=2), Front(form="join", dilation=2)], ids=str)
 def test_snapshots_hold_the_context(front: Front) -> None:
     stream = front_model(front).stream(2)
@@ -621,6 +723,28 @@ def test_what_mixes_steps_is_refused_by_name(case: str) -> None:
     assert np.isfinite(model.run(drawn(2, 9, H))["y"]).all()
     with pytest.raises(le.StreamingError, match=op):
         model.stream()
+
+
+def test_steps_that_meet_all_steps_are_refused() -> None:
+    """Y[T,1,B,H] * Y[T,B,H] has each step by every other, where the file fixes T too."""
+    net = Net()
+    y, _, _ = net.lstm(net.input("x", 3, "B", I), "", "")
+    net.do("Tanh", net.do("Mul", y, net.squeeze(y, 1)), to="y")
+    net.output("y", None, None, None, None)
+    with pytest.raises(le.StreamingError, match="Mul"):
+        le.load(net.model()).stream(2)
+
+
+def test_a_batch_of_one_is_not_taken_for_a_sequence_of_one() -> None:
+    """Where both would fit, what is left open for the layer's time stays the time."""
+    net = Net()
+    x = net.input("x", "T", "B", H)
+    _, h, _ = net.lstm(x, "", "", H)
+    net.do("Add", net.do("Sub", h, net.do("Transpose", h, perm=[1, 0, 2])), x, to="y")
+    net.output("y", None, None, None)
+    stream = le.load(net.model()).stream()
+    assert stream.inputs[0].shape == (1, H)
+    assert stream.feed(drawn(5, 1, H)).shape == (5, 1, H)
 
 
 def test_a_layer_norm_over_time_is_refused() -> None:

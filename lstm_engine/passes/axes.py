@@ -267,7 +267,8 @@ def _expand(tracer: _Tracer, node: Node) -> None:
 
 def _matmul(tracer: _Tracer, node: Node) -> None:
     """x[..., M, K]·y[..., K, N]: the axes before the matrices are those of whichever operand is not repeated."""
-    left, right = tracer.axes[node.input(0)], tracer.axes[node.input(1)]
+    names = node.input(0), node.input(3 if node.op == "QLinearMatMul" else 1)
+    left, right = (tracer.axes[name] for name in names)
     shape = tracer.shape(node.output(0))
     if min(len(left), len(right)) < 2:
         return
@@ -275,7 +276,7 @@ def _matmul(tracer: _Tracer, node: Node) -> None:
     for place, size in zip(range(-len(shape), -2), shape, strict=False):
         held = [
             axes[place]
-            for name, axes in ((node.input(0), left), (node.input(1), right))
+            for name, axes in zip(names, (left, right), strict=True)
             if -place <= len(axes) and tracer.shape(name)[place] == size
         ]
         if len(held) == 2:
@@ -316,7 +317,7 @@ def _causal(tracer: _Tracer, node: Node) -> None:
             tracer.atoms.unite(one, other)
     shape, before = tracer.shape(node.output(0)), tracer.shape(node.input(0))
     tracer.axes[node.output(0)] = tuple(
-        tracer.atoms.new(m) if m != n or (node.op == "CausalConv" and axis == 1) else kept
+        tracer.atoms.new(m) if m != n or (node.op.endswith("Conv") and axis == 1) else kept
         for axis, (kept, m, n) in enumerate(zip(tracer.axes[node.input(0)], shape, before, strict=True))
     )
     if node.output(1):
@@ -377,6 +378,7 @@ ELEMENTWISE: Final = frozenset({
     "Gelu",
     "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less",
     "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow",
+    "QLinearAdd", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QLinearWhere",
     "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt",
     "Sub", "Sum",
     "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
@@ -387,8 +389,9 @@ _RULES: Final[dict[str, Callable[[_Tracer, Node], None]]] = {
     **dict.fromkeys(("Slice", "Split", "Pad", "Tile", "Softmax", "LogSoftmax", "Clip", "Dropout", "CumSum"), _along),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
     **dict.fromkeys(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"), _spatial),
+    **dict.fromkeys(("ConvInteger", "QLinearConv"), _spatial),
     **dict.fromkeys(("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"), _spatial),
-    **dict.fromkeys(("CausalConv", "CausalMaxPool", "CausalAveragePool", "CausalCumSum"), _causal),
+    **dict.fromkeys(("CausalConv", "CausalQLinearConv", "CausalMaxPool", "CausalAveragePool"), _causal),
     **dict.fromkeys(
         ("ReduceSum", "ReduceMean", "ReduceProd", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"), _reduce
     ),
@@ -397,6 +400,7 @@ _RULES: Final[dict[str, Callable[[_Tracer, Node], None]]] = {
     **dict.fromkeys(("InstanceNormalization", "GroupNormalization", "RMSNormalization", "LRN"), _along),
     **dict.fromkeys(("LpNormalization", "MeanVarianceNormalization", "BatchNormalization", "CumProd"), _along),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Resize"), _along),
+    "CausalCumSum": _causal,
     "LayerNormalization": _along,
     "ReverseSequence": _along,
     "Transpose": _transpose,
@@ -406,6 +410,7 @@ _RULES: Final[dict[str, Callable[[_Tracer, Node], None]]] = {
     "Expand": _expand,
     "MatMul": _matmul,
     "MatMulInteger": _matmul,
+    "QLinearMatMul": _matmul,
     "Dense": _matmul,
     "Gemm": _gemm,
 }
@@ -414,9 +419,9 @@ _RULES: Final[dict[str, Callable[[_Tracer, Node], None]]] = {
 def assign_roles(graph: Graph, known: Specialised) -> Roles:
     """Trace the axes of a graph specialised to concrete shapes and find its time and batch.
 
-    The first node that runs along an axis of its own decides, one that an input's open axis is before others, and a
-    recurrent one before a window that looks back; without any, the first axis of the first input that has several is
-    the batch.
+    The first node that runs along an axis of its own decides, one that an input's open axis is before others, a
+    recurrent one before a window that looks back, and one that runs forward before others; without any, the first axis
+    of the first input that has several is the batch.
     """
     tracer = _Tracer(graph, known)
     tracer.trace()
@@ -444,11 +449,11 @@ def assign_roles(graph: Graph, known: Specialised) -> Roles:
 
 
 def _runs(graph: Graph, axes: Mapping[str, Axes]) -> Iterator[tuple[Axis, Axis | None]]:
-    """The axes that nodes run along, and their batch axes: first the recurrent ones'."""
-    for node in graph.nodes:
-        if node.op in ("LSTM", "GRU", "RNN"):
-            x = axes[node.input(0)]
-            yield (x[1], x[0]) if node.attributes.get("layout", 0) else (x[0], x[1])
+    """The axes that nodes run along, and their batch axes: first the recurrent ones', those that run forward."""
+    recurrent = [node for node in graph.nodes if node.op in ("LSTM", "GRU", "RNN")]
+    for node in sorted(recurrent, key=lambda node: node.attributes.get("direction", "forward") != "forward"):
+        x = axes[node.input(0)]
+        yield (x[1], x[0]) if node.attributes.get("layout", 0) else (x[0], x[1])
     for node in graph.nodes:
         if node.op.startswith("Causal"):
             x = axes[node.input(0)]

@@ -66,7 +66,7 @@ def _in_step(roles: Roles, node: Node, timed: list[str]) -> bool:
     places = [_places_of_time(roles, name) for name in timed]
     if any(place != places[0] for place in places):
         return False
-    if node.op in ("MatMul", "MatMulInteger"):
+    if node.op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
         return min(places[0]) > 2
     return node.op in ELEMENTWISE or node.op in ("Concat", "LayerNormalization", "RMSNormalization")
 
@@ -166,6 +166,13 @@ def _last(node: Node, rank: int, value: Value) -> Iterable[int]:
     return [rank - 1]
 
 
+def _rows_of_quantised(node: Node, rank: int, value: Value) -> Iterable[int]:
+    """The axis summed over, and that of the rows where each has a scale of its own."""
+    parameters = (value(index) for index in (1, 2, 6, 7))
+    single = all(parameter is not None and parameter.size == 1 for parameter in parameters)
+    return [rank - 1] if single else [rank - 2, rank - 1]
+
+
 def _channels(node: Node, rank: int, value: Value) -> Iterable[int]:
     return [1]
 
@@ -235,11 +242,15 @@ _MIXES: Final[dict[str, Mixing]] = {
     **dict.fromkeys(sorted(CAUSAL), _causal_windows),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), _spatial),
     "BatchNormalization": _channels,
+    "QLinearMatMul": _rows_of_quantised,
     "Slice": _slice,
 }
 #: Operators whose results are the same bits however many steps NumPy is given at a time.
 EXACT: Final = (
-    ELEMENTWISE | CAUSAL | {"Concat", "Gather", "GatherElements", "OneHot", "Slice", "Split", "Squeeze", "Transpose"}
+    ELEMENTWISE
+    | CAUSAL
+    | {"Concat", "DequantizeLinear", "Gather", "GatherElements", "MatMulInteger", "OneHot", "QLinearMatMul"}
+    | {"QuantizeLinear", "Slice", "Split", "Squeeze", "Transpose"}
 )
 #: Operators with instructions that would mix steps, too.
 _CONTRACTIONS: Final = frozenset({"MatMul", "Softmax", "LogSoftmax"})

@@ -14,16 +14,22 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..errors import ModelFormatError
 from ..graph import ENGINE_DOMAIN, Graph, Node, TensorSpec, sort_nodes
+from ..reference import evaluate
 from .axes import Roles
 from .shapes import Specialised, specialise
 
 #: What stands before the first step when an operator pads by itself.
 _FILLING: Final[Mapping[str, float]] = {"Conv": 0.0, "MaxPool": -np.inf, "AveragePool": 0.0}
+#: Which input of a convolution its weights are.
+_WEIGHTS: Final[Mapping[str, int]] = {"Conv": 1, "QLinearConv": 3}
 #: Contexts of more elements are not made.
 MOST_ELEMENTS: Final = 1 << 22
 MOST_STEPS_DOWN: Final = 4  # views that a Pad is moved over
-CAUSAL: Final = frozenset({"CausalConv", "CausalMaxPool", "CausalAveragePool", "CausalCumSum"})
+CAUSAL: Final = frozenset({"CausalConv", "CausalQLinearConv", "CausalMaxPool", "CausalAveragePool", "CausalCumSum"})
+#: Operators that map each element by constants, so that padding may as well follow.
+_MAPPED: Final = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear"})
 #: Attributes that mean the same to the causal operator.
 _SHARED: Final = ("count_include_pad", "dilations", "group", "strides")
 
@@ -62,19 +68,26 @@ class _Window:
         return back and self.after[axis] == 0 and self.strides[axis] == 1
 
 
-def causal_forms(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
-    """The graph with every window that looks only back along an axis as a Causal… node; it computes the same."""
+def causal_forms(graph: Graph, shapes: Mapping[str, tuple[int, ...]], longer: Mapping[str, tuple[int, ...]]) -> Graph:
+    """The graph with every window that looks only back along an axis as a Causal… node; it computes the same.
+
+    ``longer``: shapes of another number of steps; an axis that they leave as it is gives way to one that they do not.
+    """
     known = specialise(graph, shapes)
     for _ in range(MOST_STEPS_DOWN):
         lower = _pads_further_down(graph, known)
         if lower is graph:
             break
         graph, known = lower, specialise(lower, shapes)
-    return _Rewriting(graph, known).graph()
+    try:
+        beyond = specialise(graph, longer)
+    except ModelFormatError:  # the file takes no other number
+        beyond = known
+    return _Rewriting(graph, known, beyond).graph()
 
 
 def _pads_further_down(graph: Graph, known: Specialised) -> Graph:
-    """The graph with each Pad behind the Transpose, Unsqueeze or Squeeze that alone reads it."""
+    """The graph with each Pad behind the view, or the quantisation, that alone reads it."""
     readers, outputs = graph.consumers(), {spec.name for spec in graph.outputs}
     constants: dict[str, np.ndarray] = {}
     moved: dict[str, tuple[Node, ...]] = {}  # by what the first of them makes now
@@ -85,12 +98,16 @@ def _pads_further_down(graph: Graph, known: Specialised) -> Graph:
         view = following[0]
         widths = _widths(graph, known, pad)
         order = _axes_kept(view, known) if widths is not None else None
-        if widths is None or order is None:
+        filling = _mapped_filling(graph, known, pad, view) if view.op in _MAPPED else None
+        if widths is None or order is None or (view.op in _MAPPED and filling is None):
             continue
         inner, amounts = _fresh(f"{pad.output(0)}.unpadded", known), _fresh(f"{view.output(0)}.pads", known)
         across = [(0, 0) if axis is None else widths[axis] for axis in order]
         constants[amounts] = np.array([w[0] for w in across] + [w[1] for w in across], np.int64)
         value = (pad.input(2),) if pad.input(2) else ()
+        if filling is not None:
+            value = (_fresh(f"{view.output(0)}.filling", known),)
+            constants[value[0]] = filling
         moved[pad.output(0)] = (replace(view, inputs=(pad.input(0), *view.inputs[1:]), outputs=(inner,)),)
         moved[view.output(0)] = (replace(pad, inputs=(inner, amounts, *value), outputs=(view.output(0),)),)
     if not moved:
@@ -104,6 +121,8 @@ def _pads_further_down(graph: Graph, known: Specialised) -> Graph:
 def _axes_kept(view: Node, known: Specialised) -> list[int | None] | None:
     """Which of its input's axes each axis of a view is, None for a new one; None for what is no view of whole axes."""
     rank, made = (len(known.shapes.get(name, ())) for name in (view.input(0), view.output(0)))
+    if view.op in _MAPPED:
+        return [*range(rank)]
     if view.op == "Transpose":
         return [int(axis) for axis in view.attributes.get("perm") or reversed(range(rank))]
     axes = known.values.get(view.input(1)) if view.op in ("Unsqueeze", "Squeeze") and view.input(1) else None
@@ -115,6 +134,19 @@ def _axes_kept(view: Node, known: Specialised) -> list[int | None] | None:
         return [None if axis in new else next(old) for axis in range(made)]
     gone = {int(axis) % rank for axis in axes.ravel()}
     return [axis for axis in range(rank) if axis not in gone]
+
+
+def _mapped_filling(graph: Graph, known: Specialised, pad: Node, mapping: Node) -> np.ndarray | None:
+    """What a padding's value is mapped to; None where that is not one value for all."""
+    others = [graph.constants.get(name) if name else None for name in mapping.inputs[1:]]
+    if any(name and (v is None or v.size != 1) for name, v in zip(mapping.inputs[1:], others, strict=True)):
+        return None
+    value = graph.constants.get(pad.input(2)) if pad.input(2) else np.zeros((), known.dtypes[pad.input(0)])
+    if value is None or pad.attributes.get("mode", "constant") != "constant":
+        return None
+    scalars = [other if other is None else other.reshape(()) for other in others]
+    result: np.ndarray = evaluate(replace(mapping, outputs=mapping.outputs[:1]), [value.reshape(()), *scalars])[0]
+    return result.reshape(())
 
 
 def _widths(graph: Graph, known: Specialised, pad: Node) -> list[tuple[int, int]] | None:
@@ -139,9 +171,10 @@ def _fresh(name: str, known: Specialised) -> str:
 
 
 class _Rewriting:
-    def __init__(self, graph: Graph, known: Specialised) -> None:
+    def __init__(self, graph: Graph, known: Specialised, beyond: Specialised) -> None:
         self.old = graph
         self.known = known
+        self.beyond = beyond
         self.makers = graph.producers()
         self.readers = graph.consumers()
         self.outputs = {spec.name for spec in graph.outputs}
@@ -165,21 +198,27 @@ class _Rewriting:
         window = self._window(node)
         if window is None:
             return None
-        axis = next((k for k in range(len(window.kernel)) if window.looks_back(k)), None)
+        axis = self._axis_of_time(window)
         if window.joined is not None and axis != window.joined[1]:
             return None
         padded = any(p for k, p in enumerate((*window.before, *window.after)) if k % len(window.kernel) != axis)
-        if axis is None or (padded and window.filling != _FILLING[node.op]):
+        if axis is None or (padded and window.filling != self._filling(node)):
             return None
         if node.op == "AveragePool" and padded and not node.attributes.get("count_include_pad", 0):
             return None  # it counts what is padded along the other axes, and the context too
         pads = [0 if k % len(window.kernel) == axis else p for k, p in enumerate((*window.before, *window.after))]
         attributes: dict[str, Any] = {k: node.attributes[k] for k in _SHARED if k in node.attributes}
         attributes |= {"axis": axis + 2, "pads": tuple(pads)}
-        if node.op != "Conv":
+        if node.op not in _WEIGHTS:
             attributes["kernel_shape"] = window.kernel
         context = window.joined[0] if window.joined is not None else ""
         return self._made(node, window, attributes, window.reach(axis), context)
+
+    def _axis_of_time(self, window: _Window) -> int | None:
+        """The axis that windows look back along; where any grows with the number of steps, one that does."""
+        here, there = (known.shapes[window.source][2:] for known in (self.known, self.beyond))
+        growing = [k for k, (size, larger) in enumerate(zip(here, there, strict=True)) if size != larger]
+        return next((k for k in growing or range(len(here)) if window.looks_back(k)), None)
 
     def _causal_sum(self, node: Node) -> Node | None:
         axis = self.known.values.get(node.input(1))
@@ -206,7 +245,7 @@ class _Rewriting:
         else:
             context = _fresh(f"{result}.context", self.known)
             self.constants[context] = np.full(sizes, window.filling, self.known.dtypes[source])
-        inputs = (source, context, *(node.inputs[1:] if node.op == "Conv" else ()))
+        inputs = (source, context, *(node.inputs[1:] if node.op in _WEIGHTS else ()))
         return Node(f"Causal{node.op}", inputs, (result, following), attributes, node.name, ENGINE_DOMAIN)
 
     def _take_over_tails(self, joined: str, axis: int, steps: int, following: str) -> None:
@@ -225,23 +264,29 @@ class _Rewriting:
     # --- how windows are written -------------------------------------------------------------------------------------
 
     def _window(self, node: Node) -> _Window | None:
-        if node.op not in _FILLING or len(self.known.shapes[node.input(0)]) < 3 or node.output(1):
+        filling = self._filling(node)
+        if filling is None or len(self.known.shapes[node.input(0)]) < 3 or node.output(1):
             return None
         if node.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or node.attributes.get("ceil_mode", 0):
             return None
         shape = self.known.shapes[node.input(0)]
         rank = len(shape) - 2
-        weights = self.known.shapes[node.input(1)][2:] if node.op == "Conv" else ()
+        weights = self.known.shapes[node.input(_WEIGHTS[node.op])][2:] if node.op in _WEIGHTS else ()
         kernel = tuple(weights or node.attributes["kernel_shape"])
         strides = tuple(node.attributes.get("strides") or (1,) * rank)
         dilations = tuple(node.attributes.get("dilations") or (1,) * rank)
         pads = tuple(node.attributes.get("pads") or (0,) * (2 * rank))
-        own = _Window(
-            node.input(0), kernel, strides, dilations, pads[:rank], pads[rank:], _FILLING[node.op], node.output(0)
-        )
+        own = _Window(node.input(0), kernel, strides, dilations, pads[:rank], pads[rank:], filling, node.output(0))
         if node.op == "AveragePool" and any(pads) and not node.attributes.get("count_include_pad", 0):
             return None  # its first results are means of fewer elements
         return self._without_dropped_end(node, self._behind_join(self._behind_pad(own)))
+
+    def _filling(self, node: Node) -> float | None:
+        """What an operator pads with; None for those that have no windows."""
+        if node.op != "QLinearConv":
+            return _FILLING.get(node.op)
+        zero = self.known.values.get(node.input(2))
+        return float(zero.reshape(())) if zero is not None and zero.size == 1 else None
 
     def _behind_join(self, window: _Window) -> _Window:
         """With what a Concat puts in front, if a window looks back at all of that."""
@@ -297,18 +342,36 @@ def _first(node: Node) -> str:
     return next((name for name in node.outputs if name), "")
 
 
-def with_context(graph: Graph, roles: Roles) -> tuple[Graph, tuple[Context, ...]]:
-    """The graph whose Causal… nodes take the context of their time axis from inputs, and give it back."""
+def with_context(graph: Graph, roles: Roles, pairs: Mapping[str, str]) -> tuple[Graph, tuple[Context, ...]]:
+    """The graph whose Causal… nodes take the context of their time axis from inputs, and give it back.
+
+    ``pairs``: inputs that are the outputs' pasts; one that is such a context already stays the input of that name.
+    """
     nodes, contexts = [], []
     inputs, outputs = list(graph.inputs), list(graph.outputs)
     for node in graph.nodes:
-        value = graph.constants.get(node.input(1)) if node.op in CAUSAL else None
-        if value is not None and roles.time and roles.axes[node.input(0)][node.attributes["axis"]] == roles.time:
-            taken, given = f"{node.input(1)}.past", node.outputs[1]
-            initial = float(value.ravel()[0]) if prod(value.shape) else 0.0
-            contexts.append(Context(taken, given, value.shape, initial))
-            inputs.append(TensorSpec(taken, value.dtype, value.shape))
-            outputs.append(TensorSpec(given, value.dtype, value.shape))
-            node = replace(node, inputs=(node.input(0), taken, *node.inputs[2:]))
+        if node.op in CAUSAL and roles.time and roles.axes[node.input(0)][node.attributes["axis"]] == roles.time:
+            given, value = node.outputs[1], graph.constants.get(node.input(1))
+            if value is not None:
+                taken = f"{node.input(1)}.past"
+                initial = float(value.ravel()[0]) if prod(value.shape) else 0.0
+                contexts.append(Context(taken, given, value.shape, initial))
+                inputs.append(TensorSpec(taken, value.dtype, value.shape))
+                outputs.append(TensorSpec(given, value.dtype, value.shape))
+                node = replace(node, inputs=(node.input(0), taken, *node.inputs[2:]))
+            elif _is_its_own(graph, node, pairs):
+                spec = next(spec for spec in inputs if spec.name == node.input(1))
+                contexts.append(Context(spec.name, given, tuple(roles.size(a) for a in roles.axes[spec.name]), 0.0))
+                outputs = [replace(o, name=given) if o.name == pairs[spec.name] else o for o in outputs]
         nodes.append(node)
     return graph.with_nodes(nodes, inputs=inputs, outputs=outputs), tuple(contexts)
+
+
+def _is_its_own(graph: Graph, node: Node, pairs: Mapping[str, str]) -> bool:
+    """Whether a node's context is an input that nothing else reads, and its next one that input's output alone."""
+    readers = graph.consumers()
+    if node.input(1) not in pairs or readers[node.input(1)] != [node]:
+        return False
+    following = readers.get(node.output(1), [])
+    named = [(each.op, each.output(0)) for each in following] or [("Identity", node.output(1))]
+    return named == [("Identity", pairs[node.input(1)])] and pairs[node.input(1)] not in readers

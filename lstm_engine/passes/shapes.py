@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import InputError, LstmEngineError, ModelFormatError, UnsupportedModelError, listed
-from ..graph import Graph, Node, reads
-from ..reference import Work, evaluate, honoured, is_control, node_faults, sized
+from ..graph import ENGINE_DOMAIN, Graph, Node, reads
+from ..reference import Work, check_kinds, evaluate, honoured, is_control, node_faults, sized
 from ..reference.control import body_units, captures
 from ..reference.registry import SEQUENCES
 from .bodies import UNITS_PER_NODE, control_known, foldable
@@ -182,6 +182,8 @@ def infer(node: Node, inputs: Sequence[Known | None]) -> tuple[Known, ...]:
     if faults:
         raise UnsupportedModelError(listed("not implemented", faults))
     try:
+        if node.domain != ENGINE_DOMAIN:
+            check_kinds(node.op, inputs)
         result = RULES[node.op](*inputs, **honoured(node, defaults=True))
     except LstmEngineError as error:
         raise type(error)(f"{node.label}: {error}") from error

@@ -471,6 +471,24 @@ def without_zero_states(graph: Graph, values: Mapping[str, np.ndarray] | None = 
     return graph.with_nodes(nodes)
 
 
+def with_sizes_of_states(graph: Graph, known: Specialised, roles: Roles) -> Graph:
+    """The graph in which the sizes of what is made of inputs without a time axis are constants.
+
+    Reading the size of a state is not reading the state.
+    """
+    timed = {spec.name for spec in graph.inputs if roles.form(spec.name).timed}
+    constants: dict[str, np.ndarray] = {}
+    nodes = []
+    for node in graph.nodes:
+        if node.op in ("Shape", "Size") and node.input(0) not in timed and node.output(0) in known.values:
+            constants[node.output(0)] = known.values[node.output(0)]
+            continue
+        if not timed.isdisjoint(reads(node)):
+            timed.update(node.outputs)
+        nodes.append(node)
+    return graph.with_nodes(nodes, {**graph.constants, **constants}) if constants else graph
+
+
 def without_states(graph: Graph, pairs: tuple[StatePair, ...], shown: Container[str] = ()) -> Graph:
     """The graph whose paired layers keep their state themselves.
 

@@ -43,6 +43,29 @@ class Taps:
     after: int
 
 
+@dataclass(frozen=True)
+class Padding:
+    """Where each line of a row goes in a padded copy of it, how long a line is and how large the copy, in bytes."""
+
+    lines: np.ndarray
+    line: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Offsets in bytes: of each place in a (padded) row, of each weight's element from there, of each place's result.
+
+    ``group``: from one group's channels to the next; ``plane``: from one output channel to the next.
+    """
+
+    places: np.ndarray
+    offsets: np.ndarray
+    targets: np.ndarray
+    group: int
+    plane: int
+
+
 def _taps(size: int, targets: np.ndarray, first: np.ndarray, offsets: np.ndarray, chosen: np.ndarray) -> Taps:
     """Taps from places ``first`` + ``offsets`` in the input, which may lie outside it."""
     before = max(0, -int(first.min() + offsets.min()))
@@ -152,29 +175,6 @@ def _emit(
     kept = tuple(tuple(axis.weights) for axis in axes)
     note = f"{groups * channels}×{list(spatial)} → {groups * M}×{list(outputs)}"
     emit_convolution(low, node, x, out, chosen, kept, geometry, around if padded != spatial else None, note)
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Where each line of a row goes in a padded copy of it, how long a line is and how large the copy, in bytes."""
-
-    lines: np.ndarray
-    line: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Offsets in bytes: of each place in a (padded) row, of each weight's element from there, of each place's result.
-
-    ``group``: from one group's channels to the next; ``plane``: from one output channel to the next.
-    """
-
-    places: np.ndarray
-    offsets: np.ndarray
-    targets: np.ndarray
-    group: int
-    plane: int
 
 
 def emit_convolution(

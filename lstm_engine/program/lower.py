@@ -120,6 +120,7 @@ class Lowering:
         self.stages: list[Stretch | HostCall] = [Stretch(0)]
         self.slots: list[StateSlot] = []
         self.held: list[tuple[Kept, Rows]] = []  # states that are no recurrent node's own, and where they lie
+        self.contexts: dict[str, Kept] = {}  # what windows remember, for their own instructions to keep
         self.ports: dict[str, int] = {}
         self.fallible = False
         self.consumers = graph.consumers()
@@ -289,8 +290,10 @@ class Lowering:
         """The program; ``kept`` inputs stay in the arena; ``shown``: the outputs the caller gets, None for all."""
         states = {state.input: state for state in kept}
         for spec in self.graph.inputs:
-            if spec.name in states:
-                self._keep(spec, states[spec.name])
+            if spec.name in states and states[spec.name].blockwise:
+                self.contexts[spec.name] = states[spec.name]
+            elif spec.name in states:
+                self._keep(spec.name, states[spec.name])
             else:
                 self._load(spec)
         for node in self.graph.nodes:
@@ -302,22 +305,25 @@ class Lowering:
         self._write_back()
         return self._finish()
 
-    def _keep(self, spec: TensorSpec, state: Kept) -> None:
+    def _keep(self, name: str, state: Kept) -> None:
         """A state that is no recurrent node's own: rows in the state region, written back after the block."""
-        form = self.form(spec.name)
+        form = self.form(name)
         if form.timed and self.plan.streamed:
-            raise StreamingError(f"state '{spec}' runs along the time axis, so no single step can keep it")
-        dtype = native(self.known.dtypes[spec.name])
-        elements = self._elements(spec.name)
-        count, width = elements.shape
-        initial = np.full((count, width), state.initial, dtype) if state.initial else None
-        stride = self.row_stride(width, dtype)
-        slot = self.slot((spec.name, "", 0), width, stride, initial, elements, dtype)
-        rows = Rows(slot.place, stride, form.timed, form.batched, width, dtype)
-        self.rows[spec.name] = rows
+            raise StreamingError(f"state '{name}' runs along the time axis, so no single step can keep it")
+        dtype = native(self.known.dtypes[name])
+        elements = self._elements(name)
+        stride = self.row_stride(elements.shape[1], dtype)
+        slot = self.kept_slot(state, elements, stride, dtype)
+        rows = Rows(slot.place, stride, form.timed, form.batched, elements.shape[1], dtype)
+        self.rows[name] = rows
         self.held.append((state, rows))
         if not state.blockwise:
             self.block = self.block if not self.plan.streamed else 1  # the next step needs this one's output
+
+    def kept_slot(self, state: Kept, elements: np.ndarray, stride: int, dtype: Any) -> StateSlot:
+        """The slot of a kept state; ``elements``: which place of the flattened state each element of its rows is."""
+        initial = np.full(elements.shape, state.initial, dtype) if state.initial else None
+        return self.slot((state.input, "", 0), elements.shape[1], stride, initial, elements, dtype)
 
     def _elements(self, name: str) -> np.ndarray:
         """Which place of a flattened tensor each element of its rows is: [rows, width]."""
@@ -448,6 +454,8 @@ class Lowering:
 
     def _host(self, node: Node, reason: str) -> None:
         """Run a node through its NumPy definition, between two stretches of machine code."""
+        for name in self.contexts.keys() & set(node.inputs):
+            self._keep(name, self.contexts.pop(name))
         operands = [self._host_operand(name) for name in node.inputs]
         lifted = any(
             isinstance(o, HostOperand) and o.rows.timed and not self.roles.form_of(o.axes).timed for o in operands

@@ -17,6 +17,7 @@ from ..passes.shapes import specialise
 from ..passes.steps import settles
 from . import convolution as convolution
 from . import layers as layers
+from . import looking_back as looking_back
 from . import pointwise as pointwise
 from . import rearranging as rearranging
 from . import recurrent as recurrent

@@ -115,7 +115,7 @@ def rearranged(low: Lowering, sources: Sequence[str], result: str, numbers: np.n
     timed, batched = any(part.timed for part in parts), any(part.batched for part in parts)
     out = low.new_rows(result, timed, batched, columns.shape[1], dtype)
     if (columns[0] == NOWHERE).any():
-        low.copy(_filled(low, out, fill), out)
+        low.copy(filled(low, out, fill), out)
     for index, part in enumerate(parts):
         places = np.flatnonzero(columns[0] == index)
         if places.size:
@@ -128,7 +128,7 @@ def rearranged_row(low: Lowering, name: str, x: Rows, columns: np.ndarray, fill:
     out = low.new_rows(name, x.timed, x.batched, columns.size, x.dtype)
     places = np.flatnonzero(columns != NOWHERE)
     if places.size < columns.size:
-        low.copy(_filled(low, out, fill), out)
+        low.copy(filled(low, out, fill), out)
     emit_pieces(low, x, out, columns[places], places)
     return out
 
@@ -166,7 +166,8 @@ def _homes(low: Lowering, index: int, name: str) -> np.ndarray:
     return homes
 
 
-def _filled(low: Lowering, like: Rows, fill: float | int) -> Rows:
+def filled(low: Lowering, like: Rows, fill: float | int) -> Rows:
+    """A constant row of one value, as wide as another."""
     values = np.full(like.width, fill, like.dtype)
     key = ("filled", values.dtype.str, values.tobytes())
     return Rows(

@@ -531,7 +531,7 @@ def _steps_ahead(low: Lowering, direction: Direction, weight_bytes: int) -> int:
     most = FAR_ROWS if weight_bytes > cache_sizes().get("L2", LIKELY_L2) else NEAR_ROWS
     rows = _at_once(low, direction)
     length = direction.inner.steps if direction.inner else low.block if direction.timed else 1
-    steps = min(length, max(FEWEST_STEPS, most // rows))
+    steps = min(length, max(FEWEST_STEPS, most // max(1, rows)))
     return 0 if steps < 2 or (rows == 1 and weight_bytes < HOIST_BYTES) else steps
 
 

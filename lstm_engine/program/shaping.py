@@ -43,6 +43,8 @@ def lower_pick(low: Lowering, node: Node) -> None:
     axis = int(node.attributes.get("axis", 0)) % len(low.shape(node.input(0)))
     size = low.shape(node.input(0))[axis]
     place = int(index.reshape(-1)[0])
+    if not -size <= place < size:
+        raise NoInstructionError("it picks a place that is not there")
     take(low, node.input(0), node.output(0), axis, place % size, 1)
 
 

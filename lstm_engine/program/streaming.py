@@ -30,6 +30,7 @@ from ..passes.states import (
     check_declared,
     node_key,
     pair_states,
+    with_sizes_of_states,
     without_states,
     without_zero_states,
 )
@@ -258,11 +259,14 @@ class _Streaming:
         self.element = element
         self.batch_axes, self.shapes = self._at_batch()
         taken = branched(graph, self.shapes).graph
-        taken = causal_forms(taken, self.shapes)
+        open_ = [axis for axes in _open_axes(graph).values() for axis in axes if axis not in self.batch_axes]
+        longer = {(name, index): self.shapes[name][index] + OTHER_STEPS for name, index in open_}
+        taken = causal_forms(taken, self.shapes, _resized(self.shapes, longer))
         taken = with_normalisation_written_out(taken, specialise(taken, self.shapes))
         self.known = specialise(taken, self.shapes)
-        self.graph = graph = without_zero_states(taken, self.known.values)
-        self.roles = assign_roles(graph, self.known)
+        taken = without_zero_states(taken, self.known.values)
+        self.roles = assign_roles(taken, self.known)
+        self.graph = graph = with_sizes_of_states(taken, self.known, self.roles)
         pairing = pair_states(graph, self.known, declared)
         if pairing.doubts:
             raise StateError(listed(f"{graph.origin}: it is not certain what its states are", pairing.doubts))
@@ -321,10 +325,13 @@ class _Streaming:
     # --- time steps --------------------------------------------------------------------------------------------------
 
     def _by_steps(self) -> Streamable:
-        inner, contexts = with_context(without_states(self.graph, self.pairs, self.shown), self.roles)
-        kept = [Kept(pair.input, pair.output) for pair in self.pairs if not pair.cells]
+        plain = {pair.input: pair.output for pair in self.pairs if not pair.cells}
+        hidden = {source: result for source, result in plain.items() if result not in self.shown}
+        inner, contexts = with_context(without_states(self.graph, self.pairs, self.shown), self.roles, hidden)
+        own = {context.input: context.shape for context in contexts}
+        kept = [Kept(source, result) for source, result in plain.items() if source not in own]
         kept += [Kept(context.input, context.output, context.initial, blockwise=True) for context in contexts]
-        shapes = {**self.shapes, **{context.input: context.shape for context in contexts}}
+        shapes = {**self.shapes, **own}
         shapes = {spec.name: shapes[spec.name] for spec in inner.inputs}
         time_axes = {spec.name: self.time_axes.get(spec.name) for spec in inner.inputs}
         self._check_rows(kept)
@@ -337,7 +344,6 @@ class _Streaming:
                 raise StreamingError(f"{self.graph.origin}: what it computes depends on the number of steps")
         else:
             program = Lowering(inner, specialise(inner, shapes), plan, self.store, self.element).lower(kept, self.shown)
-        own = {context.input: context.shape for context in contexts}
         return Streamable(self.pairs, {**self.state_shapes, **own}, program)
 
     def _check_rows(self, kept: list[Kept]) -> None:

@@ -48,9 +48,11 @@ def _unfolded(low: Lowering, name: str, first: int) -> Rows:
         raise NoInstructionError("its rows lie in another order")
     if not set(inner) <= set(form.width):
         raise NoInstructionError("it runs along steps or rows")
+    width = low.roles.size(inner)
+    if not width:
+        raise NoInstructionError("its vectors are empty")
     x = low.read_float(name)
     x = low.uniform(x, x.timed, form.batched)
-    width = low.roles.size(inner)
     together = x.width // width
     stride = width * low.dtype.itemsize
     if x.stride != together * stride and (x.timed or x.batched):  # rows of vectors, but not evenly apart
@@ -85,8 +87,8 @@ def _lower_matmul(low: Lowering, node: Node) -> None:
         raise NoInstructionError("its second operand is computed")
     result, names = node.output(0), (node.input(0), node.input(1))
     shapes = [low.shape(name) for name in names]
-    if min(map(len, shapes)) < 2:
-        raise NoInstructionError("an operand is a vector")
+    if min(map(len, shapes)) < 2 or not all(map(prod, shapes)):
+        raise NoInstructionError("an operand is a vector, or empty")
     operands, counts = [], []
     for name in (*names, result):
         form, axes = low.form(name), low.roles.axes[name]

@@ -32,6 +32,7 @@ from . import shaping as shaping
 from . import signal as signal
 from .cells import ACTIVATIONS, DEFAULT_ACTIVATIONS, Activation, CellAttributes, cell_attributes
 from .control import Evaluation, Measure, Work, body_units, control_faults, is_control
+from .kinds import check_kinds
 from .layers import Layer, layer_of
 from .recurrent import lstm, lstm_step
 from .registry import OPERATORS, SEQUENCES, Array, Operator, quiet
@@ -46,6 +47,7 @@ __all__ = [
     "Work",
     "bind",
     "cell_attributes",
+    "check_kinds",
     "evaluate",
     "honoured",
     "is_control",
@@ -106,11 +108,14 @@ def bind(node: Node) -> Callable[[Sequence[Array | None]], tuple[Array, ...]]:
     _refuse(node)
     known, attributes = OPERATORS[node.op], honoured(node)
     sequences = node.op in SEQUENCES or node.op == "Identity"
+    onnx_own = node.domain != ENGINE_DOMAIN
 
     def evaluate_bound(inputs: Sequence[Array | None]) -> tuple[Array, ...]:
         try:
             if not sequences and any(isinstance(x, list) for x in inputs):
                 raise TypeError("a sequence is no tensor")
+            if onnx_own:
+                check_kinds(node.op, inputs)
             with quiet():
                 result = known.function(*_trimmed(inputs, known.min_inputs), **attributes)
         except LstmEngineError as error:
@@ -243,6 +248,7 @@ def _in_dtype(node: Node, dtype: np.dtype[Any] | None) -> Node:
     if (
         dtype is None
         or node.op != "Cast"
+        or not isinstance(to, int)
         or to not in pointwise.DTYPES
         or not np.issubdtype(pointwise.DTYPES[to], np.floating)
     ):
@@ -290,7 +296,10 @@ def _trimmed(inputs: Sequence[Any], at_least: int) -> list[Any]:
 
 
 def _harmless(op: str, name: str, value: Any) -> bool:
-    return (op, name) in HARMLESS and HARMLESS[op, name] in (None, value)
+    if (op, name) not in HARMLESS:
+        return False
+    allowed = HARMLESS[op, name]
+    return allowed is None or (isinstance(value, int) and value == allowed)
 
 
 def _value_faults(node: Node) -> list[str]:
@@ -304,8 +313,13 @@ def _value_faults(node: Node) -> list[str]:
             return [f"{node.label}: {fault}" for fault in bridge.refused(node.op, node.attributes)]
         if node.op == "Cast":
             pointwise.element_type(node.attributes.get("to"))
+        if node.op == "Split" and node.attributes.get("num_outputs") not in (None, len(node.outputs)):
+            given = _brief(node.attributes["num_outputs"])
+            return [f"{node.label}: num_outputs={given}, but it has {len(node.outputs)} outputs"]
     except LstmEngineError as error:
         return [f"{node.label}: {error}"]
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:  # values of another kind
+        return [f"{node.label}: attributes do not fit: {error}"]
     return []
 
 

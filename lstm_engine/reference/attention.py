@@ -57,7 +57,7 @@ def attention(
 
 def _bias(scores: Array, attn_mask: Array | None, is_causal: int) -> Array:
     """What is added to the scores [B,N,S,L]: -inf where a step does not see a key."""
-    seen = np.tri(*scores.shape[-2:], dtype=bool) if is_causal else np.ones(scores.shape[-2:], bool)
+    seen = np.tri(*scores.shape[-2:]) > 0 if is_causal else np.ones(scores.shape[-2:], bool)
     bias = np.where(seen, 0, -np.inf).astype(scores.dtype)
     if attn_mask is None:
         return bias

@@ -20,8 +20,8 @@ from .registry import OPERATORS, Array, Operator
 
 @dataclass(frozen=True, slots=True)
 class Bridged:
-    """What of an operator is taken: how many inputs and outputs, the attributes with their defaults, and those of
-    whose values only some are right.
+    """What of an operator is taken: how many inputs and outputs, the attributes with their defaults, those of whose
+    values only some are right, and which inputs must have one shape (onnx does not look).
     """
 
     inputs: tuple[int, int]
@@ -29,6 +29,7 @@ class Bridged:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     opset: int = 22
     values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    alike: tuple[int, ...] = ()
 
 
 BRIDGED: Final[dict[str, Bridged]] = {
@@ -50,7 +51,7 @@ BRIDGED: Final[dict[str, Bridged]] = {
         attributes={"align_corners": 0, "mode": "linear", "padding_mode": "zeros"},
         values={"mode": ("linear", "nearest")},  # cubic differs from onnxruntime at the border
     ),
-    "MaxUnpool": Bridged((2, 3), attributes={"kernel_shape": None, "pads": None, "strides": None}),
+    "MaxUnpool": Bridged((2, 3), attributes={"kernel_shape": None, "pads": None, "strides": None}, alike=(0, 1)),
     "RotaryEmbedding": Bridged(
         (3, 4), attributes={"interleaved": 0, "num_heads": None, "rotary_embedding_dim": 0}, opset=23
     ),
@@ -70,6 +71,7 @@ def refused(op: str, attributes: Mapping[str, Any]) -> list[str]:
 
 def evaluated(op: str, *inputs: Array | None, **attributes: Any) -> tuple[Array, ...]:
     """The outputs of an operator by onnx's evaluator. Raises ModelFormatError where the inputs do not fit it."""
+    _check_alike(op, [None if x is None else x.shape for x in inputs])
     given = tuple(x is not None for x in inputs)
     feeds = {f"x{k}": x for k, x in enumerate(inputs) if x is not None}
     try:
@@ -89,6 +91,7 @@ def inferred(
     import onnx
 
     bridged = BRIDGED[op]
+    _check_alike(op, [None if known is None else known[0] for known in inputs])
     node = _node_proto(op, tuple(x is not None for x in inputs), _frozen(attributes))
     types, values = {}, {}
     for k, known in enumerate(inputs):
@@ -114,6 +117,12 @@ def inferred(
         )
         results.append((known_shape, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))))
     return results
+
+
+def _check_alike(op: str, shapes: Sequence[tuple[int, ...] | None]) -> None:
+    alike = [list(shape) for index, shape in enumerate(shapes) if index in BRIDGED[op].alike and shape is not None]
+    if any(shape != alike[0] for shape in alike):
+        raise ModelFormatError(f"inputs {' and '.join(map(str, BRIDGED[op].alike))} must have one shape, got {alike}")
 
 
 @lru_cache(64)

@@ -14,6 +14,7 @@ import numpy as np
 
 from .convolution import convolution_kernel
 from .pooling import average_pool, max_pool
+from .quantised import qlinear_conv
 from .registry import Array, operator
 from .windows import Windows, windows
 
@@ -60,6 +61,31 @@ def _step_by_step(x: Array, W: Array, group: int, places: Windows, axis: int) ->
     weights = np.ascontiguousarray(W.reshape(group, M // group, depth).swapaxes(1, 2))
     y = np.matmul(taps, weights).swapaxes(3, 4).reshape(N, T, M, *others)
     return np.ascontiguousarray(np.moveaxis(y, 1, axis))
+
+
+@operator("CausalQLinearConv")
+def causal_qlinear_conv(
+    x: Array,
+    context: Array,
+    x_scale: Array,
+    x_zero_point: Array,
+    w: Array,
+    w_scale: Array,
+    w_zero_point: Array,
+    y_scale: Array,
+    y_zero_point: Array,
+    B: Array | None = None,
+    *,
+    axis: int,
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> tuple[Array, Array]:
+    """QLinearConv of x[N,C,...T...] that looks back along T, no padding there. Its sums are exact."""
+    whole, kept = _joined(context, x, axis)
+    quantised = (x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, B)
+    return qlinear_conv(whole, *quantised, dilations=dilations, group=group, pads=pads, strides=strides), kept
 
 
 @operator("CausalMaxPool")

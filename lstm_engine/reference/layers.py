@@ -121,6 +121,8 @@ def _shape_faults(name: str, tensor: Shaped, axes: Axes, dims: Mapping[str, int]
 def _type_faults(inputs: Mapping[str, Shaped]) -> list[str]:
     dtypes = sorted({str(tensor.dtype) for name, tensor in inputs.items() if name != "sequence_lens"})
     faults = [f"all inputs must have one type, got {' and '.join(dtypes)}"] if len(dtypes) > 1 else []
+    if any(np.dtype(tensor.dtype).kind in "iubc" for name, tensor in inputs.items() if name != "sequence_lens"):
+        faults.append(f"inputs must be floating-point numbers, got {' and '.join(dtypes)}")
     lengths = inputs.get("sequence_lens")
     if lengths is not None and not np.issubdtype(lengths.dtype, np.integer):
         faults.append(f"sequence_lens must be integers, got {lengths.dtype}")

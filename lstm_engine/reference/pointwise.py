@@ -539,7 +539,7 @@ def element_type(number: int | None) -> np.dtype[Any]:
     """The dtype of a TensorProto element type."""
     if number is None:
         raise ModelFormatError("attribute 'to' is missing")
-    if number not in DTYPES:
+    if not isinstance(number, int) or number not in DTYPES:
         raise UnsupportedModelError(f"element type {number} is not one of {', '.join(map(str, DTYPES.values()))}")
     return DTYPES[number]
 

@@ -143,8 +143,13 @@ def slices(
     rank: int, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None
 ) -> tuple[slice, ...]:
     """The inputs of Slice as an index of an array of that rank."""
+    given = [x for x in (starts, ends, axes, steps) if x is not None]
+    if any(x.ndim != 1 for x in given):
+        raise ModelFormatError(f"bounds must be lists, got shapes {', '.join(str(list(x.shape)) for x in given)}")
     index = [slice(None)] * rank
     where = range(len(starts)) if axes is None else sizes(axes)
+    if len({axis % max(rank, 1) for axis in where}) < len(where):
+        raise ModelFormatError(f"axes {list(where)} name an axis twice")
     strides = (1,) * len(starts) if steps is None else sizes(steps)
     if 0 in strides:
         raise ModelFormatError("a step of Slice must not be 0")

@@ -33,8 +33,8 @@ MOST_FOLLOWED: Final = 1 << 14
 class Surroundings:
     """Shape, type and, where no feed can change it, value of each tensor met so far.
 
-    ``dimensions``: the open dimension that has each size. ``unlike``: pairs of them that must be one, since elementwise
-    operators join them; exporters name the batch of each input anew.
+    ``dimensions``: the open dimension that has each size. ``unlike``: pairs of them that must be one, since an
+    operator joins them; exporters name the batch of each input anew.
     """
 
     known: dict[str, Known] = field(default_factory=dict)
@@ -73,8 +73,11 @@ class Surroundings:
             try:
                 results = self._settled(node, inputs, infer(node, inputs))
             except LstmEngineError:
+                shapes = [k.shape for k in inputs if k is not None]
                 if node.op in JOINING:
-                    self._note_unlike([k.shape for k in inputs if k is not None])
+                    self._note_unlike(shapes)
+                elif node.op == "Concat":
+                    self._note_unlike([_without(shape, int(node.attributes["axis"])) for shape in shapes])
                 continue
             self.known |= {name: k for name, k in zip(node.outputs, results, strict=False) if name}
 
@@ -103,6 +106,10 @@ class Surroundings:
     def value(self, name: str) -> np.ndarray | None:
         """What a tensor holds, if no feed can change it."""
         return self.known[name].value if name in self.known else None
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return tuple(size for k, size in enumerate(shape) if k not in (axis, axis + len(shape)))
 
 
 def survey(graph: Graph, united: Mapping[str, str], *, large: bool) -> list[Surroundings]:

@@ -8,6 +8,7 @@ from ...errors import ModelFormatError
 from ...reference.convolution import convolution_kernel
 from ...reference.windows import pool_windows, windows
 from .known import Known, Size, one_type, rule
+from .quantised import qlinear_conv
 
 
 def _joined(x: Known, context: Known, axis: int) -> Size:
@@ -30,6 +31,15 @@ def _causal_conv(
     kernel = convolution_kernel(whole, W.shape, None if B is None else B.shape, group, None)
     outputs = windows(whole[2:], kernel, auto_pad="NOTSET", **_given(attributes)).outputs
     return Known((x.shape[0], W.shape[0], *outputs), one_type(x, W, B)), Known(context.shape, one_type(x, context))
+
+
+@rule("CausalQLinearConv")
+def _causal_qlinear_conv(
+    x: Known, context: Known, *quantised: Known, axis: int, group: int, **attributes: Any
+) -> tuple[Known, Known]:
+    whole = Known(_joined(x, context, axis), x.dtype)
+    given = {**_given(attributes), "auto_pad": "NOTSET", "kernel_shape": None}
+    return qlinear_conv(whole, *quantised, group=group, **given), Known(context.shape, one_type(x, context))
 
 
 @rule("CausalMaxPool", "CausalAveragePool")

@@ -94,7 +94,7 @@ def _conv_integer(
 
 
 @rule("QLinearConv")
-def _qlinear_conv(
+def qlinear_conv(
     x: Known,
     x_scale: Known,
     x_zero: Known,
@@ -109,6 +109,7 @@ def _qlinear_conv(
     kernel_shape: Sequence[int] | None,
     **attributes: Any,
 ) -> Known:
+    """y[N,M,...] of x[N,C,...] and w[M,C/group,...], of the type of its zero point."""
     singles = (x_scale, y_scale, y_zero)
     if any(known.shape not in ((), (1,)) for known in singles) or w_scale.shape not in ((), (1,), w.shape[:1]):
         raise ModelFormatError("scales and zero points must be scalars, w's also [M]")
