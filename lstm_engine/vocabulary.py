@@ -28,6 +28,7 @@ def to_onnx_gates(stacked: np.ndarray, source: Framework, axis: int = 0) -> np.n
     blocks = np.split(stacked, 4, axis=axis)
     return np.concatenate([blocks[order.index(gate)] for gate in GATES], axis=axis)
 
+
 #: Key of the metadata that say in which type a model of half precision is computed, and what they say.
 COMPUTED_IN: Final = "lstm_engine.computed_in"
 WIDENED: Final = "float32: the file declares float16 or bfloat16"

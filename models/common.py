@@ -25,8 +25,14 @@ def finish(path: Path, metadata: dict[str, str]) -> None:
     the folders of the machine that exported it.
     """
     model = onnx.load(path)
-    for item in (*model.graph.node, *model.graph.initializer, *model.graph.value_info,
-                 *model.graph.input, *model.graph.output, model.graph):
+    for item in (
+        *model.graph.node,
+        *model.graph.initializer,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        model.graph,
+    ):
         del item.metadata_props[:]
         item.doc_string = ""
     del model.metadata_props[:]
@@ -69,8 +75,7 @@ def interface(path: Path) -> str:
 
 def file_facts(path: Path) -> str:
     """Name, size and digest of the exported file, a Markdown table."""
-    rows = [["file", f"`{path.name}`"], ["bytes", f"{path.stat().st_size:,}"],
-            ["sha256", f"`{sha256(path)}`"]]
+    rows = [["file", f"`{path.name}`"], ["bytes", f"{path.stat().st_size:,}"], ["sha256", f"`{sha256(path)}`"]]
     return table(["", ""], rows, "---")
 
 
@@ -121,9 +126,7 @@ def look_up(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return at, keys[at] == wanted
 
 
-def refine(
-    lower: np.ndarray, train: np.ndarray, test: np.ndarray, length: int, base: int, top: bool
-) -> np.ndarray:
+def refine(lower: np.ndarray, train: np.ndarray, test: np.ndarray, length: int, base: int, top: bool) -> np.ndarray:
     """Interpolate one order of Kneser-Ney over the probabilities of the order below."""
     grams, counts = ngram_counts(train, length, base, top)
     cut = discounts(counts)[np.minimum(counts, 3)]

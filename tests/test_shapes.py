@@ -510,3 +510,11 @@ def test_other_kinds_are_refused(op, dtypes, wrong):
     for act in (lambda: infer(node, [constant(x) for x in arrays]), lambda: reference.evaluate(node, arrays)):
         with pytest.raises(ModelFormatError, match=f"{op} 'here': input {wrong} must be"):
             act()
+
+
+def test_a_negative_depth_is_refused():
+    node = Node("OneHot", ("x", "depth", "values"), ("y",), {"axis": -1}, "here")
+    arrays = [i64(0, 1), np.array(-3), f32(2)]
+    for act in (lambda: infer(node, [constant(x) for x in arrays]), lambda: reference.evaluate(node, arrays)):
+        with pytest.raises(ModelFormatError, match="depth must not be negative, got -3"):
+            act()

@@ -296,12 +296,20 @@ def scatter_nd(x: Array, indices: Array, updates: Array, *, reduction: str = "no
 @operator("OneHot")
 def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> Array:
     """values[1] at each index along a new axis of size depth, else values[0]."""
-    count = int(depth.reshape(()))
+    count = one_hot_depth(depth)
     spread = np.expand_dims(indices, axis)
     ladder = [1] * spread.ndim
     ladder[axis] = count
     hot = np.where(spread < 0, spread + count, spread) == np.arange(count).reshape(ladder)
     return np.where(hot, values[1], values[0]).astype(values.dtype)
+
+
+def one_hot_depth(depth: Array) -> int:
+    """How many places OneHot makes. Raises ModelFormatError where they are fewer than none."""
+    count = int(depth.reshape(()))
+    if count < 0:
+        raise ModelFormatError(f"depth must not be negative, got {count}")
+    return count
 
 
 @operator("NonZero")

@@ -79,8 +79,7 @@ def streams(ids: Tensor, batch: int) -> Tensor:
 
 def shuffled(texts: list[str], tokens: list[str], seed: int) -> Iterator[Tensor]:
     """The documents' tokens, for ever, every epoch in a new order."""
-    dice, ids = torch.Generator().manual_seed(seed), [
-        torch.tensor(corpus.encode([text], tokens)) for text in texts]
+    dice, ids = torch.Generator().manual_seed(seed), [torch.tensor(corpus.encode([text], tokens)) for text in texts]
     while True:
         for i in torch.randperm(len(ids), generator=dice):
             yield ids[i]
@@ -165,8 +164,12 @@ def train_step(
 
 
 def train(
-    model: CharacterModel, parts: corpus.Split, tokens: list[str], record: Record,
-    minutes: float, rate: float,
+    model: CharacterModel,
+    parts: corpus.Split,
+    tokens: list[str],
+    record: Record,
+    minutes: float,
+    rate: float,
     checkpoint: Path,
 ) -> None:
     """Train for a wall-clock budget and leave the best state in the checkpoint."""
@@ -193,14 +196,21 @@ def train(
 
 
 def note(
-    model: CharacterModel, valid: Tensor, train_bits: float, tokens: list[str], record: Record,
+    model: CharacterModel,
+    valid: Tensor,
+    train_bits: float,
+    tokens: list[str],
+    record: Record,
     checkpoint: Path,
 ) -> None:
     """Validate, print a line, and keep the state where it is the best so far."""
     now = bits(model, valid, batch=8)
     record.history.append((record.minutes, record.characters, train_bits, now))
-    print(f"{record.minutes:6.1f} min {record.characters / 1e6:7.2f} M characters  "
-          f"train {train_bits:.3f}  valid {now:.3f} bits", flush=True)
+    print(
+        f"{record.minutes:6.1f} min {record.characters / 1e6:7.2f} M characters  "
+        f"train {train_bits:.3f}  valid {now:.3f} bits",
+        flush=True,
+    )
     if now < record.valid_bits:
         record.valid_bits = now
         save(checkpoint, model, tokens, record)
@@ -213,16 +223,36 @@ def export(model: CharacterModel, tokens: list[str], path: Path) -> None:
     """Write the ONNX file; the vocabulary travels in its metadata."""
     model.eval()
     state_axes = {1: "batch"}
-    axes = {"tokens": {0: "batch", 1: "time"}, "logits": {0: "batch", 1: "time"},
-            "h0": state_axes, "c0": state_axes, "hn": state_axes, "cn": state_axes}
+    axes = {
+        "tokens": {0: "batch", 1: "time"},
+        "logits": {0: "batch", 1: "time"},
+        "h0": state_axes,
+        "c0": state_axes,
+        "hn": state_axes,
+        "cn": state_axes,
+    }
     example = (torch.zeros(2, 3, dtype=torch.int64), *zero_state(2))
-    torch.onnx.export(model, example, str(path), dynamo=False, opset_version=17,
-                      input_names=NAMES["inputs"], output_names=NAMES["outputs"],
-                      dynamic_axes=axes)
-    common.finish(path, {
-        "task": "predict the next character of Python's documentation",
-        "unit": "character", "vocabulary": json.dumps(tokens), "unknown": corpus.UNKNOWN,
-        "boundary": corpus.BOUNDARY, "license": "PSF-2.0 (text); see the card"})
+    torch.onnx.export(
+        model,
+        example,
+        str(path),
+        dynamo=False,
+        opset_version=17,
+        input_names=NAMES["inputs"],
+        output_names=NAMES["outputs"],
+        dynamic_axes=axes,
+    )
+    common.finish(
+        path,
+        {
+            "task": "predict the next character of Python's documentation",
+            "unit": "character",
+            "vocabulary": json.dumps(tokens),
+            "unknown": corpus.UNKNOWN,
+            "boundary": corpus.BOUNDARY,
+            "license": "PSF-2.0 (text); see the card",
+        },
+    )
 
 
 @torch.no_grad()
@@ -272,8 +302,9 @@ def quality(model: CharacterModel, parts: corpus.Split, tokens: list[str]) -> st
 def data_facts(parts: corpus.Split, seed: int) -> str:
     """How much text each group holds, and which."""
     groups = (("train", parts.train), ("validation", parts.valid), ("held out", parts.heldout))
-    rows = [[name, f"{len(texts)}", f"{sum(map(len, texts)):,}", f"`{corpus.fingerprint(texts)}`"]
-            for name, texts in groups]
+    rows = [
+        [name, f"{len(texts)}", f"{sum(map(len, texts)):,}", f"`{corpus.fingerprint(texts)}`"] for name, texts in groups
+    ]
     heading = f"`corpus.split(seed={seed})`"
     return common.table([heading, "documents", "characters", "fingerprint"], rows)
 
@@ -282,32 +313,37 @@ def progress(record: Record) -> str:
     """The training's course, about a dozen rows."""
     stride = max(1, len(record.history) // 12)
     chosen = record.history[::-1][::stride][::-1]
-    rows = [[f"{minutes:.0f}", f"{seen / 1e6:.1f}", f"{train_bits:.3f}", f"{valid:.3f}"]
-            for minutes, seen, train_bits, valid in chosen]
-    return common.table(["minutes", "M characters read", "train bits (dropout on)",
-                         "validation bits"], rows)
+    rows = [
+        [f"{minutes:.0f}", f"{seen / 1e6:.1f}", f"{train_bits:.3f}", f"{valid:.3f}"]
+        for minutes, seen, train_bits, valid in chosen
+    ]
+    return common.table(["minutes", "M characters read", "train bits (dropout on)", "validation bits"], rows)
 
 
-def figures(
-    model: CharacterModel, parts: corpus.Split, tokens: list[str], record: Record, path: Path
-) -> str:
+def figures(model: CharacterModel, parts: corpus.Split, tokens: list[str], record: Record, path: Path) -> str:
     """The generated part of the card."""
     lines = [
-        "### File", common.file_facts(path), common.interface(path),
+        "### File",
+        common.file_facts(path),
+        common.interface(path),
         f"Largest difference from PyTorch in onnxruntime: {verify(model, path):.1e}.",
-        "### Quality on held-out documents", quality(model, parts, tokens),
-        "### Data", data_facts(parts, record.seed),
-        f"{len(tokens)} tokens: " + " ".join(f"`{token}`" for token in tokens[2:] if token > " "
-                                             and token != "`") + ", the back-quote, space, "
+        "### Quality on held-out documents",
+        quality(model, parts, tokens),
+        "### Data",
+        data_facts(parts, record.seed),
+        f"{len(tokens)} tokens: "
+        + " ".join(f"`{token}`" for token in tokens[2:] if token > " " and token != "`")
+        + ", the back-quote, space, "
         f"newline, `{corpus.UNKNOWN}` and `{corpus.BOUNDARY}`.",
         "### Training",
         f"{record.minutes:.0f} minutes on one core, {record.characters / 1e6:.0f} million "
         f"characters read. Made with {common.software('torch', 'onnx', 'onnxruntime')}.",
-        progress(record), "### Samples"]
+        progress(record),
+        "### Samples",
+    ]
     for temperature in TEMPERATURES:
         text = sample(model, tokens, temperature, record.seed)
-        lines += [f"Temperature {temperature}, from an empty state and `{corpus.BOUNDARY}`:",
-                  f"````text\n{text}\n````"]
+        lines += [f"Temperature {temperature}, from an empty state and `{corpus.BOUNDARY}`:", f"````text\n{text}\n````"]
     return "\n\n".join(lines)
 
 
@@ -336,8 +372,7 @@ def main() -> None:
         tokens, record = corpus.vocabulary(parts.train), Record(seed=options.seed)
         model = CharacterModel(len(tokens))
     if options.minutes > 0:
-        train(model, parts, tokens, record, options.minutes, options.rate,
-              options.checkpoint)
+        train(model, parts, tokens, record, options.minutes, options.rate, options.checkpoint)
         model, tokens, record = restore(options.checkpoint)
     export(model, tokens, options.out)
     if options.card:

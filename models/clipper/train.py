@@ -110,8 +110,7 @@ def train(model: Clipper, signals: Signals, record: Record, minutes: float) -> N
         loss, state = train_step(model, optimizer, x, y, zero_state(ROWS) if starts else state)
         mean, step = 0.998 * mean + 0.002 * loss / power, step + 1
         if step % 1000 == 0:
-            print(f"{60 * minutes * part:6.0f} s {step:7d} updates {decibel(mean):7.2f} dB",
-                  flush=True)
+            print(f"{60 * minutes * part:6.0f} s {step:7d} updates {decibel(mean):7.2f} dB", flush=True)
     record.samples += step * STEPS * ROWS
     record.minutes = before + minutes
 
@@ -157,6 +156,7 @@ def gain(past: Signals, x: np.ndarray) -> np.ndarray:
 
 def fir(past: Signals, x: np.ndarray) -> np.ndarray:
     """Baseline: the best causal linear filter of TAPS taps (Wiener)."""
+
     def lags(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         pairs = zip(a.astype(np.float64), b.astype(np.float64), strict=True)
         middle = a.shape[1] - 1
@@ -168,6 +168,7 @@ def fir(past: Signals, x: np.ndarray) -> np.ndarray:
 
 def waveshaper(past: Signals, x: np.ndarray) -> np.ndarray:
     """Baseline: the best static curve a tanh(b x)."""
+
     def curve(x: np.ndarray, a: float, b: float) -> np.ndarray:
         return a * np.tanh(b * x)
 
@@ -178,8 +179,12 @@ def waveshaper(past: Signals, x: np.ndarray) -> np.ndarray:
 def quality(model: Clipper, past: Signals, heldout: Signals) -> str:
     """The error on held-out signals, all and by kind, beside that of the baselines."""
     x, y = heldout
-    answers = {"**this model**": play(model, x), "tanh waveshaper, fitted": waveshaper(past, x),
-               f"linear filter, {TAPS} taps, fitted": fir(past, x), "gain, fitted": gain(past, x)}
+    answers = {
+        "**this model**": play(model, x),
+        "tanh waveshaper, fitted": waveshaper(past, x),
+        f"linear filter, {TAPS} taps, fitted": fir(past, x),
+        "gain, fitted": gain(past, x),
+    }
     rows, kinds = [], len(circuit.KINDS)
     for name, out in answers.items():
         numbers = [error(out, y), *(error(out[k::kinds], y[k::kinds]) for k in range(kinds))]
@@ -199,14 +204,32 @@ def rest(model: Clipper) -> float:
 def export(model: Clipper, path: Path) -> None:
     """Write the ONNX file: time first, every size but the last free."""
     state_axes = {1: "batch"}
-    axes = {"x": {0: "time", 1: "batch"}, "y": {0: "time", 1: "batch"},
-            "h0": state_axes, "c0": state_axes, "hn": state_axes, "cn": state_axes}
-    torch.onnx.export(model.eval(), (torch.zeros(3, 2, 1), *zero_state(2)), str(path),
-                      dynamo=False, opset_version=17, input_names=NAMES["inputs"],
-                      output_names=NAMES["outputs"], dynamic_axes=axes)
-    common.finish(path, {
-        "task": "follow a diode clipper (RC low-pass, two antiparallel diodes)",
-        "sample_rate": str(circuit.RATE), "license": "Apache-2.0; the data is synthetic"})
+    axes = {
+        "x": {0: "time", 1: "batch"},
+        "y": {0: "time", 1: "batch"},
+        "h0": state_axes,
+        "c0": state_axes,
+        "hn": state_axes,
+        "cn": state_axes,
+    }
+    torch.onnx.export(
+        model.eval(),
+        (torch.zeros(3, 2, 1), *zero_state(2)),
+        str(path),
+        dynamo=False,
+        opset_version=17,
+        input_names=NAMES["inputs"],
+        output_names=NAMES["outputs"],
+        dynamic_axes=axes,
+    )
+    common.finish(
+        path,
+        {
+            "task": "follow a diode clipper (RC low-pass, two antiparallel diodes)",
+            "sample_rate": str(circuit.RATE),
+            "license": "Apache-2.0; the data is synthetic",
+        },
+    )
 
 
 def verify(path: Path, model: Clipper, x: np.ndarray) -> float:
@@ -219,20 +242,24 @@ def verify(path: Path, model: Clipper, x: np.ndarray) -> float:
     return worst
 
 
-def figures(
-    model: Clipper, past: Signals, heldout: Signals, record: Record, path: Path
-) -> str:
+def figures(model: Clipper, past: Signals, heldout: Signals, record: Record, path: Path) -> str:
     """The generated part of the card."""
-    return "\n\n".join([
-        "### File", common.file_facts(path), common.interface(path),
-        f"Largest difference from PyTorch in onnxruntime: {verify(path, model, heldout[0]):.1e}.",
-        "### Quality on held-out signals", quality(model, past, heldout),
-        f"In silence the output rests at {1000 * rest(model):.1f} mV from zero.",
-        "### Training",
-        f"{len(past[0])} signals of {SECONDS:g} s to train on, {len(heldout[0])} held out, seed "
-        f"{record.seed}. {record.minutes:g} minutes of one core, {record.samples / 1e6:.0f} "
-        f"million samples ({record.samples / circuit.RATE / 60:.0f} minutes of sound) played. Made "
-        f"with {common.software('torch', 'scipy', 'numba', 'onnx', 'onnxruntime')}."])
+    return "\n\n".join(
+        [
+            "### File",
+            common.file_facts(path),
+            common.interface(path),
+            f"Largest difference from PyTorch in onnxruntime: {verify(path, model, heldout[0]):.1e}.",
+            "### Quality on held-out signals",
+            quality(model, past, heldout),
+            f"In silence the output rests at {1000 * rest(model):.1f} mV from zero.",
+            "### Training",
+            f"{len(past[0])} signals of {SECONDS:g} s to train on, {len(heldout[0])} held out, seed "
+            f"{record.seed}. {record.minutes:g} minutes of one core, {record.samples / 1e6:.0f} "
+            f"million samples ({record.samples / circuit.RATE / 60:.0f} minutes of sound) played. Made "
+            f"with {common.software('torch', 'scipy', 'numba', 'onnx', 'onnxruntime')}.",
+        ]
+    )
 
 
 def arguments() -> argparse.Namespace:

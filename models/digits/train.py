@@ -59,8 +59,7 @@ def load(seed: int) -> Data:
     """The digits, a quarter of each class held out."""
     digits = load_digits()
     x, y = (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
-    x, x_heldout, y, y_heldout = train_test_split(
-        x, y, test_size=HELDOUT, stratify=y, random_state=seed)
+    x, x_heldout, y, y_heldout = train_test_split(x, y, test_size=HELDOUT, stratify=y, random_state=seed)
     return Data(x, y, x_heldout, y_heldout)
 
 
@@ -96,12 +95,23 @@ def train(model: Digits, data: Data, minutes: float) -> int:
 def export(model: Digits, path: Path, data: Data) -> None:
     """Write the ONNX file with PyTorch's newer exporter; the batch size is free."""
     example = (torch.from_numpy(data.x[:3]),)
-    torch.onnx.export(model.eval(), example, str(path), dynamo=True, external_data=False,
-                      input_names=["rows"], output_names=["scores"],
-                      dynamic_shapes={"rows": {0: torch.export.Dim("batch")}})
-    common.finish(path, {
-        "task": "classify handwritten digits read row by row",
-        "license": "CC-BY-4.0 (UCI Optical Recognition of Handwritten Digits)"})
+    torch.onnx.export(
+        model.eval(),
+        example,
+        str(path),
+        dynamo=True,
+        external_data=False,
+        input_names=["rows"],
+        output_names=["scores"],
+        dynamic_shapes={"rows": {0: torch.export.Dim("batch")}},
+    )
+    common.finish(
+        path,
+        {
+            "task": "classify handwritten digits read row by row",
+            "license": "CC-BY-4.0 (UCI Optical Recognition of Handwritten Digits)",
+        },
+    )
 
 
 def scores(path: Path, x: np.ndarray) -> np.ndarray:
@@ -122,8 +132,10 @@ def verify(model: Digits, path: Path, x: np.ndarray) -> float:
 def quality(path: Path, data: Data) -> str:
     """Held-out accuracy of the exported file, beside logistic regression's."""
     plain = LogisticRegression(max_iter=5000).fit(data.x.reshape(-1, 64), data.y)
-    answers = {"**this model** (the exported file)": scores(path, data.x_heldout).argmax(1),
-               "logistic regression": plain.predict(data.x_heldout.reshape(-1, 64))}
+    answers = {
+        "**this model** (the exported file)": scores(path, data.x_heldout).argmax(1),
+        "logistic regression": plain.predict(data.x_heldout.reshape(-1, 64)),
+    }
     rows = []
     for name, answer in answers.items():
         right = answer == data.y_heldout
@@ -142,14 +154,21 @@ def mistakes(path: Path, data: Data) -> str:
 def figures(model: Digits, data: Data, epochs: int, options: argparse.Namespace) -> str:
     """The generated part of the card."""
     path = options.out
-    return "\n\n".join([
-        "### File", common.file_facts(path), common.interface(path),
-        f"Largest difference from PyTorch in onnxruntime: "
-        f"{verify(model, path, data.x_heldout):.1e}.",
-        "### Quality", quality(path, data), mistakes(path, data), "### Training",
-        f"{len(data.x)} pictures to train on, {len(data.x_heldout)} held out (stratified, seed "
-        f"{options.seed}); {epochs} epochs in {options.minutes:g} minutes of one core. Made with "
-        f"{common.software('torch', 'scikit-learn', 'onnx', 'onnxscript', 'onnxruntime')}."])
+    return "\n\n".join(
+        [
+            "### File",
+            common.file_facts(path),
+            common.interface(path),
+            f"Largest difference from PyTorch in onnxruntime: {verify(model, path, data.x_heldout):.1e}.",
+            "### Quality",
+            quality(path, data),
+            mistakes(path, data),
+            "### Training",
+            f"{len(data.x)} pictures to train on, {len(data.x_heldout)} held out (stratified, seed "
+            f"{options.seed}); {epochs} epochs in {options.minutes:g} minutes of one core. Made with "
+            f"{common.software('torch', 'scikit-learn', 'onnx', 'onnxscript', 'onnxruntime')}.",
+        ]
+    )
 
 
 def arguments() -> argparse.Namespace:

@@ -14,7 +14,7 @@ from ...reference import layer_of
 from ...reference.layers import INPUTS
 from ...reference.pointwise import element_type
 from ...reference.reduction import reduced_axes
-from ...reference.shaping import flattened, pad_widths, part_sizes, range_length, reshaped, sizes, slices
+from ...reference.shaping import flattened, one_hot_depth, pad_widths, part_sizes, range_length, reshaped, sizes, slices
 from .known import (
     BOOL,
     INT64,
@@ -350,7 +350,7 @@ def _depth(x: Known, indices: Known, batch_dims: int = 0) -> int:
 
 @rule("OneHot")
 def _one_hot(indices: Known, depth: Known, values: Known, *, axis: int) -> Known:
-    count = int(value_of(depth, "the depth").reshape(()))
+    count = one_hot_depth(value_of(depth, "the depth"))
     axis = axis_of(axis, indices.rank + 1)
     return Known((*indices.shape[:axis], count, *indices.shape[axis:]), values.dtype)
 
