@@ -253,6 +253,29 @@ def _move(
     return Node(op, (source, f"n{k}"), (made,))
 
 
+def test_what_hangs_on_shapes_goes_with_its_program() -> None:
+    """Programs of many shapes come and go; their tables are not kept, the packed weights are packed once."""
+    rng = np.random.default_rng(1)
+    constants = {
+        "W": rng.standard_normal((4, 3, 3)).astype(np.float32),
+        "R": rng.standard_normal((4, 5)).astype(np.float32),
+    }
+    nodes = [
+        Node("Conv", ("x", "W"), ("a",), {"pads": (1, 1)}),
+        Node("Transpose", ("a",), ("b",), {"perm": (0, 2, 1)}),
+        Node("MatMul", ("b", "R"), ("y",)),
+    ]
+    inputs = [TensorSpec("x", np.dtype(np.float32), ("batch", 3, "width"))]
+    graph = Graph.build(nodes, inputs, [TensorSpec("y", np.dtype(np.float32), None)], constants, 21)
+    model = Model(graph, "float32")
+    held = []
+    for width in range(40, 100):
+        x = rng.standard_normal((2, 3, width)).astype(np.float32)
+        np.testing.assert_allclose(model.run(x)["y"], reference.run(graph, {"x": x})["y"], atol=1e-4)
+        held.append(model.store.nbytes)
+    assert max(held[40:]) < 2 * max(held[:20])
+
+
 # --- recurrences within rows ------------------------------------------------------------------------------------------
 
 WITHIN = [case for case in LAYERS if case.lengths != "input" and (case.lengths != "constant" or case.T == 1)][::3]

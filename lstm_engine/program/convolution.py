@@ -259,5 +259,4 @@ def _packed(by_group: np.ndarray, dtype: Any) -> np.ndarray:
 
 def table(low: Lowering, offsets: np.ndarray) -> Pinned:
     """Offsets as a constant."""
-    values = np.ascontiguousarray(offsets, np.int64)
-    return Pinned(low.store.get(("table", values.tobytes()), lambda: aligned_copy(values, np.int64)))
+    return Pinned(low.store.shared(offsets, np.int64))

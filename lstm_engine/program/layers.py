@@ -90,9 +90,7 @@ def emit_dense(low: Lowering, node: Node, x: Rows, weights: np.ndarray, bias: np
             Dense.OUT: out.place,
             Dense.OUT_STRIDE: out.stride,
             Dense.WEIGHTS: Pinned(low.store.get(("dense", *key), lambda: pack_dense(weights, low.dtype))),
-            Dense.BIAS: Pinned(
-                low.store.get(("dense bias", padded.tobytes()), lambda: aligned_copy(padded, low.dtype))
-            ),
+            Dense.BIAS: Pinned(low.store.shared(padded, low.dtype)),
             Dense.DEPTH: depth,
             Dense.WIDE: wide,
             Dense.NARROW: narrow,

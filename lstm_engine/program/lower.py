@@ -8,7 +8,6 @@ state from call to call and gives every step what the model gives its last.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -25,7 +24,7 @@ from ..passes.causality import EXACT, check_steps_apart, picks_earlier_steps
 from ..passes.shapes import Specialised
 from ..passes.states import RECURRENT
 from .arena import CANARY_BYTES, Buffer, aligned, place
-from .packing import Store, aligned_copy
+from .packing import Store
 from .program import Field, HostCall, HostOperand, Instruction, Pinned, Place, Port, Program, Rows, StateSlot, Stretch
 from .validate import TAIL, validate
 
@@ -221,8 +220,7 @@ class Lowering:
         stride = self.row_stride(width, physical.dtype)
         padded = np.zeros((*physical.shape[:2], stride // physical.dtype.itemsize), physical.dtype)
         padded[:, :, :width] = physical
-        key = ("rows", name, padded.shape, hashlib.blake2b(padded.tobytes()).digest())
-        packed = self.store.get(key, lambda: aligned_copy(padded, padded.dtype))
+        packed = self.store.shared(padded, padded.dtype)
         return Rows(Pinned(packed), stride, timed, batched, width, physical.dtype)
 
     def uniform(self, rows: Rows, timed: bool, batched: bool) -> Rows:

@@ -92,10 +92,12 @@ def pack_dense(W: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 class Store:
-    """Packed constants of one model, made when first asked for and kept for every program and stream."""
+    """Packed constants of one model: weights, kept for every program and stream, and what shapes decide, kept as long
+    as a program has it."""
 
     def __init__(self) -> None:
         self._arrays: dict[Hashable, np.ndarray] = {}
+        self._shared: weakref.WeakValueDictionary[Hashable, np.ndarray] = weakref.WeakValueDictionary()
         self._digests: dict[int, tuple[weakref.ref[np.ndarray], bytes]] = {}
         self._lock = threading.Lock()
 
@@ -112,10 +114,21 @@ class Store:
         if reference is None or reference() is not array:
             content = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).digest()
             known = repr((array.dtype.str, array.shape)).encode() + content
-            self._digests[id(array)] = weakref.ref(array), known
+            place = id(array)
+            self._digests[place] = weakref.ref(array, lambda _: self._digests.pop(place, None)), known
         return known
+
+    def shared(self, values: np.ndarray, dtype: Any) -> np.ndarray:
+        """An aligned copy of values that hang on shapes (tables, rows), one for all programs that hold the same."""
+        values = np.ascontiguousarray(values, dtype)
+        key = (values.dtype.str, values.shape, hashlib.blake2b(values.data, digest_size=16).digest())
+        with self._lock:
+            held = self._shared.get(key)
+            if held is None:
+                held = self._shared[key] = aligned_copy(values, dtype)
+            return held
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(array.nbytes for array in (*self._arrays.values(), *self._shared.values()))

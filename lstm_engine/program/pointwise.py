@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import Final
 
@@ -12,7 +11,6 @@ from ..encoding import Dense, Function, Join, Map, Opcode, Operation, Softmax
 from ..graph import Node
 from ..reference import OPERATORS
 from .lower import Lowering, NoInstructionError, emits
-from .packing import aligned_copy
 from .program import Instruction, Pinned, Rows
 from .rearranging import MOST_ELEMENTS, TOO_LARGE, spread
 
@@ -164,7 +162,7 @@ def _fold_bias(low: Lowering, node: Node) -> bool:
             continue
         padded = np.zeros(held.array.size, low.dtype)
         padded[: value.size] = value.reshape(-1)
-        packed = low.store.get(("dense bias", padded.tobytes()), partial(aligned_copy, padded, low.dtype))
+        packed = low.store.shared(padded, low.dtype)
         low.instructions[made] = Instruction(
             before.opcode,
             {**before.fields, Dense.BIAS: Pinned(packed)},

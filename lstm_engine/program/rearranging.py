@@ -15,7 +15,6 @@ from ..encoding import Opcode, Rearrange
 from ..graph import Node
 from ..reference import evaluate
 from .lower import Lowering, NoInstructionError, falls_back, to_physical
-from .packing import aligned_copy
 from .program import Pinned, Rows
 
 #: More elements than this are no step of a stream: NumPy moves them as fast.
@@ -169,10 +168,7 @@ def _homes(low: Lowering, index: int, name: str) -> np.ndarray:
 def filled(low: Lowering, like: Rows, fill: float | int) -> Rows:
     """A constant row of one value, as wide as another."""
     values = np.full(like.width, fill, like.dtype)
-    key = ("filled", values.dtype.str, values.tobytes())
-    return Rows(
-        Pinned(low.store.get(key, lambda: aligned_copy(values, like.dtype))), 0, False, False, like.width, like.dtype
-    )
+    return Rows(Pinned(low.store.shared(values, like.dtype)), 0, False, False, like.width, like.dtype)
 
 
 def _pieces(sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -195,7 +191,7 @@ def emit_pieces(low: Lowering, source: Rows, target: Rows, columns: np.ndarray, 
             Rearrange.TARGET: target.place,
             Rearrange.TARGET_STEP: low.step_stride(target),
             Rearrange.TARGET_ROW: target.stride,
-            Rearrange.PIECES: Pinned(low.store.get(("table", table.tobytes()), lambda: aligned_copy(table, np.int64))),
+            Rearrange.PIECES: Pinned(low.store.shared(table, np.int64)),
             Rearrange.COUNT: len(table),
             Rearrange.ROWS: low.per_step(target),
             Rearrange.TIMED: int(target.timed),

@@ -431,7 +431,7 @@ def _clear(low: Lowering, rows: Rows, once: bool = False) -> None:
 
 
 def _zeros(low: Lowering, size: int) -> np.ndarray:
-    return low.store.get(("zeros", size), lambda: aligned_copy(np.zeros(size, np.uint8), np.uint8))
+    return low.store.shared(np.zeros(size, np.uint8), np.uint8)
 
 
 def _state(low: Lowering, node: Node, kind: str, d: int, width: int) -> Rows:
@@ -519,7 +519,7 @@ def _codes(activations: tuple[Activation, ...]) -> int:
 def _parameters(low: Lowering, activations: tuple[Activation, ...]) -> Pinned:
     """alpha and beta of each activation."""
     values = np.array([[a.alpha or 0.0, a.beta or 0.0] for a in activations], np.float64)
-    return Pinned(low.store.get(("parameters", values.tobytes()), lambda: aligned_copy(values, np.float64)))
+    return Pinned(low.store.shared(values, np.float64))
 
 
 def _bits(value: float) -> int:

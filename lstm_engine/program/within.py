@@ -11,7 +11,7 @@ from ..encoding import Matmul, Opcode
 from ..graph import Node
 from .layers import dense_weights, emit_dense
 from .lower import Lowering, NoInstructionError, falls_back
-from .packing import LANES, aligned_copy, blocks
+from .packing import LANES, blocks
 from .pointwise import emit_softmax
 from .program import Pinned, Rows
 from .rearranging import rearranged_row
@@ -112,7 +112,7 @@ def _lower_matmul(low: Lowering, node: Node) -> None:
     height, depth, width = shapes[0][-2], shapes[0][-1], shapes[1][-1]
     out = low.new_rows(result, x.timed, x.batched, low.roles.size(low.form(result).width), low.dtype)
     size = low.dtype.itemsize
-    zeros = low.store.get(("zeros", LANES * size), lambda: aligned_copy(np.zeros(LANES * size, np.uint8), np.uint8))
+    zeros = low.store.shared(np.zeros(LANES * size, np.uint8), np.uint8)
     low.emit(
         Opcode.MATMUL,
         {
