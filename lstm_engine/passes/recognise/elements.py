@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from math import prod
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -101,7 +102,7 @@ class Elements:
         if number is None:
             number = self._matrix_numbers[id(matrix)] = len(self.matrices)
             self.matrices.append(matrix)  # kept, so that its id stays its own
-        rows = np.array([self._vector(row) for row in x.reshape(-1, x.shape[-1])], np.int64)
+        rows = np.array([self._vector(row) for row in x.reshape(prod(x.shape[:-1]), x.shape[-1])], np.int64)
         columns = np.arange(matrix.shape[1])
         shape = (len(rows), len(columns))
         ids = self._expression(

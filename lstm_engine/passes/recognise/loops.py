@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -398,7 +399,7 @@ def _dtype(steps: Steps, trace: Trace, place: int) -> np.dtype[Any]:
 
 
 def _rows(ids: Ids) -> Ids:
-    return ids.reshape(-1, ids.shape[-1])
+    return ids.reshape(prod(ids.shape[:-1]), ids.shape[-1])
 
 
 def _next_cell(

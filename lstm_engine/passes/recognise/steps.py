@@ -137,7 +137,13 @@ class _Finder:
         """The step that makes a tensor, if one does; of an RNN all ways to read it, since any layer looks like one."""
         ids = trace.ids(name)
         shape = trace.around.shape(name)
-        if ids is None or shape is None or not is_state_form(shape) or trace.around.known[name].dtype.kind != "f":
+        if (
+            ids is None
+            or not ids.size
+            or shape is None
+            or not is_state_form(shape)
+            or trace.around.known[name].dtype.kind != "f"
+        ):
             return
         rows = ids.reshape(-1, shape[-1])
         forms = {"LSTM": lstm_forms, "GRU": gru_forms, "RNN": rnn_forms}[op](trace.table, rows)
