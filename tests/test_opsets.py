@@ -12,11 +12,14 @@ import onnx.reference
 import onnxruntime
 import pytest
 from operator_cases import CASES, Case
+from peers import current_peer
 from test_reference import SESSION_OPTIONS
 
 from lstm_engine import load, reference
 from lstm_engine.formats.onnx import OLDEST_OPSET, read_onnx
 from lstm_engine.passes.modernise import CANONICAL_OPSET, MOVED_TO_INPUTS, modernise
+
+pytestmark = current_peer
 
 NEWEST_OPSET = 25
 #: What onnx's evaluator, or the old specification, does not do as the case says.

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from peers import PEER_IS_CURRENT
 from random_models import RandomModel, random_model
 
 import lstm_engine as le
@@ -69,7 +70,7 @@ def examined(seed: int) -> list[str]:
     settled = {name: float(np.abs(x).max(initial=0)) < SETTLED for name, x in exact.items()}
     if not all(settled.values()):
         return ["overflows"]
-    peers = onnxruntime_results(model) if model.peers else None
+    peers = onnxruntime_results(model) if model.peers and PEER_IS_CURRENT else None
     if peers is not None and not overflowing_gates(graph, model.feeds):
         assert list(peers) == list(exact)
         compare("onnxruntime against the definition", peers, exact, reference.run(graph, nudged(model.feeds)), PEER)
@@ -233,6 +234,8 @@ def assert_right(tally: Tally, least: Mapping[str, float]) -> None:
     total = sum(tally.count[kind] for kind in KINDS) + len(tally.wrong)
     assert not tally.wrong, "\n".join(f"seed {seed}: {what}" for seed, what in tally.wrong.items())
     for kind, share in least.items():
+        if kind == "right by onnxruntime" and not PEER_IS_CURRENT:
+            continue
         assert tally.count[kind] >= share * total, tally.count
 
 
