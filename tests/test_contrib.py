@@ -9,12 +9,15 @@ import onnx
 import onnxruntime
 import pytest
 from operator_cases import f32, i8, scale, u8
+from peers import current_peer
 from test_reference import SESSION_OPTIONS
 
 from lstm_engine import reference
 from lstm_engine.errors import UnsupportedModelError
 from lstm_engine.formats.onnx import read_onnx
 from lstm_engine.passes.modernise import modernise
+
+pytestmark = current_peer
 
 Inputs = list[np.ndarray | None]
 
