@@ -310,6 +310,30 @@ def test_rows_of_one_input_that_begin_in_states_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_a_state_whose_rows_are_another_axis(op: str) -> None:
+    """B = H: the axis that is the batch of x is the units of the initial state, which no row may take for its own."""
+    rng = np.random.default_rng(6)
+    G = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    constants = {
+        "W": rng.uniform(-0.4, 0.4, (1, G * 3, 1)).astype(np.float32),
+        "R": rng.uniform(-0.4, 0.4, (1, G * 3, 3)).astype(np.float32),
+    }
+    nodes = [
+        Node("Transpose", ("h",), ("x",), {"perm": (1, 2, 0)}),
+        Node(op, ("x", "W", "R", "", "", "h"), ("Y", "Y_h"), {"hidden_size": 3}),
+    ]
+    feeds = {"h": rng.standard_normal((1, 3, 3)).astype(np.float32)}
+    outputs = [TensorSpec(name, np.dtype(np.float32), None) for name in ("Y", "Y_h")]
+    graph = Graph.build(nodes, [TensorSpec("h", np.dtype(np.float32), (1, 3, 3))], outputs, constants, 21)
+    exact, known = reference.run(graph, feeds), specialise(graph, {"h": (1, 3, 3)})
+    for flat in (True, False):
+        program = Lowering(graph, known, Plan(False, False, 1 if flat else 3, flat=flat), Store(), "float32").lower()
+        call = Call.prepare(Lowered(program, {"h": None}, False), [], feeds, {}, ("Y", "Y_h"))
+        for name, x in call.run(feeds).items():
+            np.testing.assert_allclose(x, exact[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 def test_a_dual_path(op: str, direction: str) -> None:
     """A recurrence over frequencies inside each step, then one over steps: chunks give the whole run's bits."""

@@ -201,7 +201,7 @@ def _inner_state(
     if name:
         layout = int(node.attributes.get("layout", 0))
         numbers = _state_numbers(layout, directions, together, width)
-        _within(low, node, name, numbers)
+        _within(low, node, name, numbers, 0 if layout else 1)
         source = low.read_float(name)
         columns = np.take(numbers, d, axis=1 if layout else 0).reshape(-1)
         places = (np.arange(together)[:, None] * plane + np.arange(width)).reshape(-1)
@@ -215,9 +215,12 @@ def _state_numbers(layout: int, directions: int, together: int, width: int) -> n
     return np.arange(directions * together * width).reshape(shape)
 
 
-def _within(low: Lowering, node: Node, name: str, numbers: np.ndarray) -> None:
-    """Refuse a tensor of which the rows are not the program's, or do not lie as its axes say."""
-    form = low.form(name)
+def _within(low: Lowering, node: Node, name: str, numbers: np.ndarray, batch: int) -> None:
+    """Refuse a tensor of which the rows are not the program's, or no rows of its ``batch`` axis, or lie otherwise."""
+    form, axes = low.form(name), low.roles.axes[name]
+    rows = (low.roles.time if form.timed else ()) + (low.roles.batch if form.batched else ())
+    if not set(rows) <= set(axes[batch]):
+        raise NoInstructionError(f"'{name}' has another batch axis")
     atoms = tuple(atom for axis in low.roles.axes[name] for atom in axis if atom in form.width)
     whole = low.form(node.input(0))
     more = (form.timed and not whole.timed) or (form.batched and not whole.batched)
@@ -242,14 +245,14 @@ def _deliver_inner(
     if not layout:
         columns = columns.swapaxes(1, 2)  # [T, D, B, H]
     if low.is_read(node.output(0)):
-        _within(low, node, node.output(0), columns)
+        _within(low, node, node.output(0), columns, 0 if layout else 2)
         low.rows[node.output(0)] = rearranged_row(low, node.output(0), Y, columns.reshape(-1), 0)
     for kind, size in ((0, width), (1, units)):
         name = node.output(1 + kind)
         if not low.is_read(name):
             continue
         numbers = _state_numbers(layout, directions, inner.together, size)
-        _within(low, node, name, numbers)
+        _within(low, node, name, numbers, 0 if layout else 1)
         out = low.new_rows(name, Y.timed, Y.batched, numbers.size, low.dtype)
         places = (np.arange(inner.together)[:, None] * blocks(size) * LANES + np.arange(size)).reshape(-1)
         for d, both in enumerate(ends):
