@@ -14,6 +14,7 @@ import pytest
 from cases import LAYERS, NETS, PARAMETERS, Case, Feeds, LayerCase, NetCase, examples, model_of, with_activations
 from hypothesis import given
 from hypothesis import strategies as st
+from peers import PEER_IS_CURRENT
 
 import lstm_engine as le
 from lstm_engine import reference
@@ -78,6 +79,8 @@ def session_of(case: Case) -> onnxruntime.InferenceSession | None:
 def assert_like_peer(case: Case, feeds: Feeds, got: dict[str, np.ndarray]) -> None:
     if case.dtype == "float64":
         return  # onnxruntime loads a float64 LSTM and then refuses to run it
+    if getattr(case, "op", "LSTM") != "LSTM" and not PEER_IS_CURRENT:
+        return
     session = session_of(case)
     if session is None:
         assert getattr(case, "layout", 0) == 1 or not getattr(case, "hidden_size", True)
