@@ -129,7 +129,7 @@ class Embed(IntEnum):
 
 
 class Lstm(IntEnum):
-    """Fields of LSTM and CELL; the words from PEEPHOLES on are CELL's."""
+    """Fields of LSTM and CELL; the words from PEEPHOLES to ZEROS are CELL's."""
 
     X = 1
     X_STRIDE = 2

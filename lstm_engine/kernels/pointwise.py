@@ -115,11 +115,8 @@ def map_rows(v: Lanes, activate: Any) -> Any:
     return map_
 
 
-def join_rows(v: Lanes) -> Any:
-    """out = f(x, y), row by row; an operand may stand still over time, batch or width."""
-    vector_load = v.intrinsic(lambda b, at: v.load(b, at, aligned=False), "a", "v")
-    vector_store = v.intrinsic(lambda b, at, x: v.store(b, x, at, aligned=False), "av", "")
-    broadcast = v.intrinsic(v.broadcast, "a", "v")
+def combination(v: Lanes) -> Any:
+    """combine(code, x, y): two vectors through the operation of a code (encoding.Operation)."""
     add = v.intrinsic(lambda b, x, y: b.fadd(x, y), "vv", "v")
     subtract = v.intrinsic(lambda b, x, y: b.fsub(x, y), "vv", "v")
     multiply = v.intrinsic(lambda b, x, y: b.fmul(x, y), "vv", "v")
@@ -130,11 +127,7 @@ def join_rows(v: Lanes) -> Any:
     rectified = v.intrinsic(
         lambda b, x, y: b.select(b.fcmp_ordered(">", x, v.constant(0.0)), x, b.fmul(x, y)), "vv", "v"
     )
-    size, stride = v.bytes, v.vector_bytes
     ADD, SUBTRACT, MULTIPLY, DIVIDE, MINIMUM, MAXIMUM, _ = (int(f) for f in Operation)
-    (
-        X, X_STEP, X_ROW, X_SINGLE, Y, Y_STEP, Y_ROW, Y_SINGLE, OUT, OUT_STEP, OUT_ROW, COLUMNS, ROWS, TIMED, FUNCTION,
-    ) = (int(f) for f in Join)  # fmt: skip
 
     @kernel
     def combine(code, x, y):  # type: ignore[no-untyped-def]
@@ -151,6 +144,20 @@ def join_rows(v: Lanes) -> Any:
         if code == MAXIMUM:
             return most(x, y)
         return rectified(x, y)
+
+    return combine
+
+
+def join_rows(v: Lanes) -> Any:
+    """out = f(x, y), row by row; an operand may stand still over time, batch or width."""
+    vector_load = v.intrinsic(lambda b, at: v.load(b, at, aligned=False), "a", "v")
+    vector_store = v.intrinsic(lambda b, at, x: v.store(b, x, at, aligned=False), "av", "")
+    broadcast = v.intrinsic(v.broadcast, "a", "v")
+    combine = combination(v)
+    size, stride = v.bytes, v.vector_bytes
+    (
+        X, X_STEP, X_ROW, X_SINGLE, Y, Y_STEP, Y_ROW, Y_SINGLE, OUT, OUT_STEP, OUT_ROW, COLUMNS, ROWS, TIMED, FUNCTION,
+    ) = (int(f) for f in Join)  # fmt: skip
 
     @kernel
     def join(ip, cx):  # type: ignore[no-untyped-def]

@@ -6,9 +6,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..encoding import Operation, Reduce
+from ..encoding import Reduce
 from ..jit import kernel
-from .pointwise import or_nan
+from .pointwise import combination
 from .rows import field, locate, steps
 from .simd import INT32, Lanes, float64_of_bits, never_inline, pointer, word
 
@@ -17,7 +17,6 @@ from .simd import INT32, Lanes, float64_of_bits, never_inline, pointer, word
 ) = (int(f) for f in Reduce)  # fmt: skip
 #: Elements summed before their sum is added to the others': rounding errors grow with the number of runs.
 RUN = 16
-ADD, MINIMUM = int(Operation.ADD), int(Operation.MINIMUM)
 
 
 def reduce_rows(v: Lanes) -> Any:
@@ -26,22 +25,12 @@ def reduce_rows(v: Lanes) -> Any:
     store = v.intrinsic(lambda b, at, x: v.store(b, x, at, aligned=False), "av", "")
     broadcast = v.intrinsic(v.broadcast, "a", "v")
     splat = v.intrinsic(v.splat, "s", "v")
-    add = v.intrinsic(lambda b, x, y: b.fadd(x, y), "vv", "v")
     multiply = v.intrinsic(lambda b, x, y: b.fmul(x, y), "vv", "v")
-    lesser = v.intrinsic(lambda b, x, y: or_nan(v, b, x, v.minimum(b, x, y)), "vv", "v")
-    greater = v.intrinsic(lambda b, x, y: or_nan(v, b, x, v.maximum(b, x, y)), "vv", "v")
     store_first = v.intrinsic(
         lambda b, at, x: b.store(b.extract_element(x, ir.Constant(INT32, 0)), pointer(b, at), align=v.bytes), "av", ""
     )
+    combine = combination(v)
     scalar, size, one = v.dtype.type, v.bytes, v.vector_bytes
-
-    @kernel
-    def joined(function, x, y):  # type: ignore[no-untyped-def]
-        if function == ADD:
-            return add(x, y)
-        if function == MINIMUM:
-            return lesser(x, y)
-        return greater(x, y)
 
     @kernel
     def part(at, offsets, depth, function, whole):  # type: ignore[no-untyped-def]
@@ -50,7 +39,7 @@ def reduce_rows(v: Lanes) -> Any:
         k = 1
         while k < depth:
             element = at + word(offsets + 8 * k)
-            total = joined(function, total, load(element) if whole else broadcast(element))
+            total = combine(function, total, load(element) if whole else broadcast(element))
             k += 1
         return total
 
@@ -67,7 +56,7 @@ def reduce_rows(v: Lanes) -> Any:
             total = part(at, offsets, min(depth, RUN), function, whole)
             k = RUN
             while k < depth:
-                total = joined(function, total, part(at, offsets + 8 * k, min(depth - k, RUN), function, whole))
+                total = combine(function, total, part(at, offsets + 8 * k, min(depth - k, RUN), function, whole))
                 k += RUN
             if whole:
                 store(out + j * size, multiply(total, scale))

@@ -1,4 +1,4 @@
-"""Moving rows: between the caller's arrays and the arena, within the arena, out of an embedding table."""
+"""Rows: moving them between the caller's arrays, the arena and an embedding table; recurrent layers' walks over them."""
 
 from __future__ import annotations
 
