@@ -1,4 +1,4 @@
-"""Rows: moving them between the caller's arrays, the arena and an embedding table; recurrent layers' walks over them."""
+"""Rows: moved between the caller's arrays, the arena and an embedding table, and walked by recurrent layers."""
 
 from __future__ import annotations
 
