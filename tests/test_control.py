@@ -781,9 +781,9 @@ def test_names_of_a_body_hide_those_outside() -> None:
 def test_a_long_scan_is_planned_without_walking_it() -> None:
     net = scan("scan")
     graph = graph_of(net.model)
-    begin = time.perf_counter()
+    begin = time.process_time()
     known = specialise(graph, {"h0": (2, 3), "x": (10**6, 2, 3)})
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
     assert known.shapes["ys"] == (10**6, 2, 3)
 
 
