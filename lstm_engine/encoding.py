@@ -381,6 +381,7 @@ MOST_AXES: Final = 8  # of an array that a Form describes
 # Returned by the compiled entries beside 0 and fault codes:
 NOT_FITTING: Final = -1  # the arrays need converting first
 BUSY: Final = -2  # another caller is running on this context
+ABSENT: Final = -3  # an instruction whose kernel this image does not have
 
 
 class Form(IntEnum):

@@ -62,17 +62,27 @@ class Target:
         return "avx2" if self.fma else "x86-64"
 
 
+def compiler_setting(name: str) -> str | None:
+    """One of Numba's own settings, None where it is left to Numba; read as Numba reads it, without importing Numba."""
+    if Path(".numba_config.yaml").exists():  # in the working directory
+        from numba.core import config
+
+        value = getattr(config, name, None)
+        return None if value is None else str(value)
+    return os.environ.get(f"NUMBA_{name}")
+
+
 @functools.cache
 def target() -> Target:
     """The code generator's target, read once."""
     import llvmlite.binding as llvm
-    from numba.core import config
 
     triple = llvm.get_process_triple()
-    cpu = config.CPU_NAME or llvm.get_host_cpu_name()
-    if config.CPU_FEATURES is not None:
-        features = config.CPU_FEATURES
-    elif config.CPU_NAME:
+    name, features = compiler_setting("CPU_NAME"), compiler_setting("CPU_FEATURES")
+    cpu = name or llvm.get_host_cpu_name()
+    if features is not None:
+        pass
+    elif name:
         features = ""
     else:
         features = llvm.get_host_cpu_features().flatten()
