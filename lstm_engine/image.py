@@ -4,10 +4,10 @@ An ``Image`` is an object file with functions that Python can call, compiled onc
 under a digest of everything that decides it. Only compiling imports Numba (``jit.py``): an image from the cache is
 linked by LLVM alone, which is several times faster to import and has nothing to set up.
 
-One file an image holds a checksum, the image's identity and the code; it is written aside and moved into place, refused
-when another user could have written it, and anything wrong with it means "compile again", never an error. (Numba's own
-cache is keyed by the caller's file alone, so it runs stale code after an edit elsewhere; its index can outlive its data;
-a damaged file raises at import; a read-only folder is not read at all.)
+A file holds a checksum, the image's identity and the code; it is written aside and moved into place, refused when
+another user could have written it, and anything wrong with it means "compile again", never an error. (Numba's own cache
+is keyed by the caller's file alone, so it runs stale code after an edit elsewhere; its index can outlive its data; a
+damaged file raises at import; a read-only folder is not read at all.)
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from .machine import cache_folder, compiler_setting, target
 
@@ -64,26 +65,24 @@ class Export:
 class Image:
     """Machine code that is compiled or loaded from the cache when it is first needed.
 
-    ``build(progress)`` makes the kernels by name when they have to be compiled (and only then), reporting to
-    ``progress(name, done, total)``; each takes as many int64 as its exports have parameters.
+    ``compiled(progress)`` makes the object file when there is none (and only then), reporting to
+    ``progress(name, done, total)``.
     """
 
-    def __init__(
-        self, name: str, exports: Mapping[str, Export], build: Callable[[Progress], Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, name: str, exports: Mapping[str, Export], compiled: Callable[[Progress], bytes]) -> None:
         self.name = name
         self.exports = exports
-        self.build = build
+        self.compiled = compiled
         self.from_cache = False
-        self._linked: _Linked | None = None
+        self._linked: Linked | None = None
 
-    def function(self, export: str, progress: Progress | None = None) -> Callable[..., int]:
+    def function(self, export: str) -> Callable[..., int]:
         """The C-level callable: no dispatch, no type checks beyond taking integers."""
-        return self._ready(progress).functions[export]
+        return self.load().functions[export]
 
-    def address(self, export: str, progress: Progress | None = None) -> int:
+    def address(self, export: str) -> int:
         """Address of the function under the C calling convention, all parameters and the result int64."""
-        return self._ready(progress).addresses[export]
+        return self.load().addresses[export]
 
     @property
     def loaded(self) -> bool:
@@ -101,24 +100,24 @@ class Image:
         folder = cache_folder()
         return None if folder is None else folder / f"{self.name}-{digest()}.code"
 
-    def _ready(self, progress: Progress | None) -> _Linked:
+    def load(self) -> Linked:
+        """Have it in memory."""
         with _compiling:
             if self._linked is None:
                 self._linked = self._from_cache()
                 self.from_cache = self._linked is not None
             if self._linked is None:
-                from .jit import compile_image
-
-                code = compile_image(self.name, self.exports, lambda: self.build(progress or _silent))
+                with _watched() as progress:
+                    code = self.compiled(progress)
                 _write_cache(self.path, self._identity(code) + code)
-                self._linked = _Linked(self.name, self.exports, code)
+                self._linked = Linked(self.name, self.exports, code)
             return self._linked
 
     def _identity(self, code: bytes) -> bytes:
         """What a cache file says of its code: a file of another image or length is not this one's."""
         return f"{self.name} {digest()} {len(code)}\n".encode()
 
-    def _from_cache(self) -> _Linked | None:
+    def _from_cache(self) -> Linked | None:
         payload = None if self.path is None else _read_cache(self.path)
         if payload is None:
             return None
@@ -127,10 +126,24 @@ class Image:
             log.warning("compiled code %s is not what its name says; compiling anew", self.path)
             return None
         try:
-            return _Linked(self.name, self.exports, code)
+            return Linked(self.name, self.exports, code)
         except Exception as fault:  # whatever a stale file makes LLVM raise, compiling anew answers it
             log.warning("compiled code %s could not be loaded (%s); compiling anew", self.path, fault)
             return None
+
+
+@contextmanager
+def _unwatched() -> Iterator[Progress]:
+    yield lambda name, done, total: None
+
+
+_watched: Callable[[], AbstractContextManager[Progress]] = _unwatched
+
+
+def watch(compilation: Callable[[], AbstractContextManager[Progress]]) -> None:
+    """Have every compilation from here on report to what ``compilation()`` yields."""
+    global _watched
+    _watched = compilation
 
 
 def symbol(image: str, export: str) -> str:
@@ -152,7 +165,7 @@ class _MethodDefinition(ctypes.Structure):
     )
 
 
-class _Linked:
+class Linked:
     """An object file linked into this process: its functions for Python, and their addresses for other machine code.
 
     It stays until the process ends: its functions may be running in any thread.
@@ -166,7 +179,9 @@ class _Linked:
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        self.addresses = {export: engine.get_function_address(symbol(image, export)) for export in exports}
+        self.addresses: dict[str, int] = {
+            export: engine.get_function_address(symbol(image, export)) for export in exports
+        }
         entries = {export: engine.get_function_address(symbol(image, export) + PYTHON) for export in exports}
         engine.detach()
         self._definitions = {
@@ -176,7 +191,7 @@ class _Linked:
         _kept.append(self)
 
 
-_kept: Final[list[_Linked]] = []
+_kept: Final[list[Linked]] = []
 
 
 def _callable(definition: _MethodDefinition) -> Callable[..., int]:
@@ -198,10 +213,6 @@ def _prepare_llvm() -> None:
         address = ctypes.cast(ctypes.pythonapi[name], ctypes.c_void_p).value
         assert address is not None
         llvm.add_symbol(name, address)
-
-
-def _silent(name: str, done: int, total: int) -> None:
-    """Progress nobody watches."""
 
 
 @functools.cache

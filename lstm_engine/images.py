@@ -43,12 +43,15 @@ _ENTRIES: Final = MappingProxyType(
 def image(element: str, kernel_set: str) -> Image:
     """The executor of an element type with a set of instructions, not yet loaded."""
 
-    def build(progress: Progress) -> Mapping[str, Any]:
-        from .kernels import executor
+    name = f"executor-{element}-{kernel_set}"
 
-        return executor.build(element, KERNEL_SETS[kernel_set], progress)
+    def compiled(progress: Progress) -> bytes:
+        from .jit import compile_image
+        from .kernels.executor import build
 
-    return Image(f"executor-{element}-{kernel_set}", _EXECUTOR, build)
+        return compile_image(name, _EXECUTOR, lambda: build(element, KERNEL_SETS[kernel_set], progress))
+
+    return Image(name, _EXECUTOR, compiled)
 
 
 def executor(element: str, opcodes: Collection[int]) -> Image:
@@ -62,12 +65,18 @@ def executor(element: str, opcodes: Collection[int]) -> Image:
 def entries() -> Image:
     """The ways into any executor."""
 
-    def build(progress: Progress) -> Mapping[str, Any]:
-        from .kernels import executor
+    def compiled(progress: Progress) -> bytes:
+        from .jit import compile_image
+        from .kernels.executor import ways_in
 
-        return executor.entries()
+        return compile_image("entries", _ENTRIES, ways_in)
 
-    return Image("entries", _ENTRIES, build)
+    return Image("entries", _ENTRIES, compiled)
+
+
+def needed(element: str) -> list[Image]:
+    """All that models of an element type may ask for."""
+    return [entries(), *(image(element, kernel_set) for kernel_set in KERNEL_SETS)]
 
 
 def entry(nogil: bool) -> Callable[[int, Any, Any], int]:

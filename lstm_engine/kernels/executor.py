@@ -6,7 +6,7 @@ value in the context. A new model compiles nothing: images hold the kernels of s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from types import FunctionType
 from typing import Any, Final
 
@@ -272,7 +272,7 @@ def enter_context(cx):  # type: ignore[no-untyped-def]
     return invoke(word(cx + EXECUTOR), cx)
 
 
-def entries() -> dict[str, Any]:
+def ways_in() -> dict[str, Any]:
     """The ways in from Python, by name."""
     return {
         "enter": enter,
