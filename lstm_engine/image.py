@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import importlib.util
 import logging
 import os
 import stat
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .machine import cache_folder, compiler_setting, target
+from .machine import cache_folder, compiler_setting, compiler_version, target
 
 log = logging.getLogger(__name__)
 
@@ -179,13 +178,15 @@ class Linked:
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        self.addresses: dict[str, int] = {
-            export: engine.get_function_address(symbol(image, export)) for export in exports
-        }
-        entries = {export: engine.get_function_address(symbol(image, export) + PYTHON) for export in exports}
+        places: list[tuple[int, int]] = [
+            (engine.get_function_address(name), engine.get_function_address(name + PYTHON))
+            for name in (symbol(image, export) for export in exports)
+        ]
         engine.detach()
+        self.addresses = {export: address for export, (address, _) in zip(exports, places, strict=True)}
         self._definitions = {
-            export: _MethodDefinition(export.encode(), entry, _METH_FASTCALL, None) for export, entry in entries.items()
+            export: _MethodDefinition(export.encode(), entry, _METH_FASTCALL, None)
+            for export, (_, entry) in zip(exports, places, strict=True)
         }
         self.functions = {export: _callable(definition) for export, definition in self._definitions.items()}
         _kept.append(self)
@@ -226,7 +227,7 @@ def digest() -> str:
     for path in sorted([*sources, *(root / "kernels").glob("*.py")]):
         state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     facts: Iterable[object] = (
-        _numba_version(),
+        compiler_version(),
         llvmlite.__version__,
         sys.version,
         target(),
@@ -236,19 +237,6 @@ def digest() -> str:
     for fact in facts:
         state.update(repr(fact).encode() + b"\0")
     return state.hexdigest()[:24]
-
-
-def _numba_version() -> object:
-    """What tells one Numba from another, without importing it."""
-    found = importlib.util.find_spec("numba")
-    for folder in (found.submodule_search_locations or ()) if found else ():
-        try:
-            return (Path(folder) / "_version.py").read_bytes()
-        except OSError:
-            continue
-    import numba
-
-    return numba.__version__
 
 
 def _trusted(status: os.stat_result) -> bool:

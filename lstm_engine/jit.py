@@ -79,7 +79,7 @@ def _one_module() -> Iterator[Callable[[str, set[str]], Any]]:
 
     Numba does both for every function together with all that it calls, again and again; an image needs it once, at its
     end, with all that is not exported its own business. Yields what makes the image's library from a name and the names
-    it exports. The lock keeps other threads' compilations out. Where Numba works otherwise inside, its own way is taken.
+    it exports. The lock keeps other threads' compilations out. Where Numba works otherwise inside, it has its own way.
     """
     from numba.core import codegen as numba_codegen
     from numba.core.compiler_lock import global_compiler_lock

@@ -7,6 +7,7 @@ target with Numba's own NUMBA_CPU_NAME / NUMBA_CPU_FEATURES forces it here too.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
@@ -70,6 +71,19 @@ def compiler_setting(name: str) -> str | None:
         value = getattr(config, name, None)
         return None if value is None else str(value)
     return os.environ.get(f"NUMBA_{name}")
+
+
+def compiler_version() -> object:
+    """What tells one Numba from another, without importing it."""
+    found = importlib.util.find_spec("numba")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        try:
+            return (Path(folder) / "_version.py").read_bytes()
+        except OSError:
+            continue
+    import numba
+
+    return numba.__version__
 
 
 @functools.cache
