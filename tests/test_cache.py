@@ -130,6 +130,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "sealed nonsense": lambda content: sealed(b"nonsense"),
     "sealed nothing": lambda content: sealed(b""),
     "sealed other object": lambda content: sealed(b"\x80\x04]\x94."),
+    "sealed for another": lambda content: sealed(b"other " + content[len(MAGIC) + 32 :].split(b" ", 1)[1]),
     "sealed half": lambda content: sealed(content[len(MAGIC) + 32 :][:500]),
 }
 

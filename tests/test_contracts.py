@@ -42,14 +42,6 @@ def child(code: str, environment: dict[str, str], *options: str, **more: str) ->
     return done.stdout
 
 
-@pytest.fixture
-def warm_environment(fresh_environment: dict[str, str]) -> dict[str, str]:
-    """An environment that shares this process's code cache."""
-    kept = {k: v for k, v in fresh_environment.items() if k != "LSTM_ENGINE_CACHE"}
-    own = os.environ.get("LSTM_ENGINE_CACHE")
-    return kept if own is None else {**kept, "LSTM_ENGINE_CACHE": own}
-
-
 # --- import -----------------------------------------------------------------------------------------------------------
 
 
