@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +23,8 @@ from lstm_engine import image, images
 from lstm_engine.encoding import Opcode
 from lstm_engine.image import Export, Image, Progress
 from lstm_engine.program.plan import lower_run
+
+HEAD: Final = len(b"lstm_engine compiled code 2\n") + 32  # of a cache file: magic and checksum
 
 # --- which one --------------------------------------------------------------------------------------------------------
 
@@ -117,6 +120,19 @@ def test_an_instruction_that_an_image_lacks_is_reported(monkeypatch: pytest.Monk
     assert int(Opcode.CELL) in opcodes_of(case)
     with pytest.raises(AssertionError, match="chosen without looking"):
         model_of(case).run(case.feeds())
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nothing here lists symbols")
+@pytest.mark.parametrize("index", range(1 + len(images.KERNEL_SETS)))
+def test_machine_code_calls_next_to_nothing(tmp_path: Path, index: int) -> None:
+    """A name that nobody defines would end the process when the code is linked."""
+    made = images.needed("float32")[index]
+    made.load()
+    if not made.cached or made.path is None:
+        pytest.skip("the cache is off")
+    (tmp_path / "code.o").write_bytes(made.path.read_bytes()[HEAD:].partition(b"\n")[2])
+    listed = subprocess.run(["nm", "-u", tmp_path / "code.o"], capture_output=True, text=True, check=True).stdout
+    assert set(listed.split()) - {"U"} <= {*image.PYTHON_FUNCTIONS, "memcpy", "memmove", "memset"}
 
 
 # --- how Python calls one ---------------------------------------------------------------------------------------------
