@@ -171,6 +171,41 @@ class Lstm(IntEnum):
     X_ROOM = 38  # scratch: HOIST steps of rows of x in the form the products take them, or -1
     H_ROOM = 39  # as much for h
     UNIT = 40  # h is never beyond ±1 if it does not begin there
+    PARTS = 41  # shares that the units of a step are cut into, one of them the caller's own
+    JOBS = 42  # scratch of nobody else: a Share for each other part, or -1
+    STAGED = 43  # scratch of nobody else: c and h [ROWS][BLOCKS], and GATES for each other part, or -1
+
+
+class Share(IntEnum):
+    """Words of a job for a helper: some units of one step of an LSTM layer."""
+
+    CODE = 0  # 0 tells it from a context
+    KIND = 1  # 0: plain cell; 1: general cell
+    INSTRUCTION = 2
+    CONTEXT = 3
+    ROWS = 4
+    FIRST = 5  # block of 16 units
+    LAST = 6  # the block after the last
+    FORWARD = 7
+    WEIGHTS = 8
+    WEIGHTS_STEP = 9
+    X = 10
+    X_STRIDE = 11
+    INPUTS = 12
+    H = 13
+    H_STRIDE = 14
+    RECURRENT = 15
+    Z = 16
+    Z_STRIDE = 17
+    C = 18
+    C_STRIDE = 19
+    C_NEW = 20
+    OUT = 21
+    OUT_STRIDE = 22  # of C_NEW too
+    GATES = 23
+
+
+SHARE_WORDS: Final = 24
 
 
 class Cell(IntEnum):
@@ -372,7 +407,9 @@ class Context(IntEnum):
     FAULT_LIMIT = 14
     FORMS = 15  # address of the array forms (class Form) of the first two ports
     START = 16  # steps of the caller's arrays that earlier calls have dealt with
-    PORTS = 17  # three words a port
+    HELPERS = 17  # address of the first helping thread's block (class Worker)
+    HELPER_COUNT = 18  # how many there are, one behind the other
+    PORTS = 19  # three words a port
 
 
 class Port(IntEnum):
