@@ -427,6 +427,40 @@ NOT_FITTING: Final = -1  # the arrays need converting first
 BUSY: Final = -2  # another caller is running on this context
 
 
+class Worker(IntEnum):
+    """Words of a worker's block, each group in a cache line of its own: none waits for another's writers."""
+
+    # what callers write when they come and go
+    OWNER = 0  # address of the caller's context, 0: free; who turns it from 0 has the worker to itself
+    LAST = 1  # when the last call ended
+    BURST = 2  # when the calls began that followed one another without a pause
+    ASKER = 3  # owner of the last job offered
+    WITHDRAWN = 4  # number of the last job taken back
+    REST = 5  # how long no job is offered after the last that came late; 0: the last came in time
+    RESUME = 6  # when the next may be offered
+    # the job: written by the owner, watched by the worker
+    TICKET = 16  # number of the job offered last
+    FUNCTION = 17  # address of a C function int64(int64)
+    ARGUMENT = 18
+    # which of owner and worker was first
+    BEGUN = 32  # number of the last job that was begun, or taken back before it was
+    # written by the worker, watched by the owner
+    DONE = 48  # number of the last job the worker is through with: finished, or found withdrawn
+    WORKED = 49  # time spent in jobs, all told
+    # seldom written
+    AWAKE = 64  # 1 while the worker watches
+    STOP = 65  # 1: it shall leave
+    WANTED = 66  # 1: callers found it asleep and would use it; 2: it is being woken
+    BELL = 67  # address of a word that is set together with WANTED
+    HOLD = 68  # nobody asks for it before this time
+    SPIN = 69  # how long the worker watches without work before it sleeps
+    RISE = 70  # how long a burst must last before it wakes the worker
+    GRACE = 71  # how long an owner waits for a job that has not been begun
+
+
+WORKER_WORDS: Final = 80
+
+
 class Form(IntEnum):
     """Words that say which NumPy arrays a port takes as they are: type, dtype, flags, and two admissible shapes."""
 
