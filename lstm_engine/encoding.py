@@ -409,7 +409,8 @@ class Context(IntEnum):
     START = 16  # steps of the caller's arrays that earlier calls have dealt with
     HELPERS = 17  # address of the first helping thread's block (class Worker)
     HELPER_COUNT = 18  # how many there are, one behind the other
-    PORTS = 19  # three words a port
+    BELL = 19  # address of the word that says whether one is to be woken; 0: there are none
+    PORTS = 20  # three words a port
 
 
 class Port(IntEnum):
@@ -425,6 +426,7 @@ MOST_AXES: Final = 8  # of an array that a Form describes
 # Returned by the compiled entries beside 0 and fault codes:
 NOT_FITTING: Final = -1  # the arrays need converting first
 BUSY: Final = -2  # another caller is running on this context
+RUNG: Final = -3  # done, and a helping thread would have been of use that sleeps
 
 
 class Worker(IntEnum):

@@ -32,7 +32,7 @@ PARITY = int(Context.PARITY) * 8
 def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> tuple[Any, Any]:
     """sequence(ip, cx, T, B, x, y, h, c): B rows over T steps, with the plain cell or (not None) a ``general`` one.
 
-    Second, share(job): what a helper does of it. ``floats_narrow``: the product of a projection, whose weights are of
+    Second, share(job, cx): what a helper does of it. ``floats_narrow``: the product of a projection, whose weights are of
     the element type in every precision.
     """
     v = weights.v
@@ -161,10 +161,10 @@ def stretch_of(weights: Floats, product: Any, general: Any) -> Any:
             b += 1
 
     @kernel
-    def stretch(
+    def stretch(  # type: ignore[no-untyped-def]
         ip, cx, B, first, last, forward, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c, cs, c_new, ns, out, os,
         gates,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    ):  # fmt: skip
         always_inline()
         k = first
         while k < last:

@@ -47,13 +47,11 @@ def dismissed(cx, parts):  # type: ignore[no-untyped-def]
 
 
 def shares(v: Lanes, stretch: Any, kind: int) -> tuple[Any, Any, Any]:
-    """hand_out(…), gather(…) and share(job) for the stretch() of a kind of cell."""
+    """hand_out(…), gather(…) and share(job, cx) for the stretch() of a kind of cell."""
     one = v.vector_bytes
 
     @kernel
-    def hand_out(
-        ip, cx, helpers, B, forward, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c, cs
-    ):  # type: ignore[no-untyped-def]
+    def hand_out(ip, cx, helpers, B, forward, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c, cs):  # type: ignore[no-untyped-def]
         """Offer each helper its part of a step; bit k: the k-th has it."""
         never_inline()
         blocks, jobs, staged = field(ip, BLOCKS), locate(cx, field(ip, JOBS)), locate(cx, field(ip, STAGED))
@@ -91,11 +89,11 @@ def shares(v: Lanes, stretch: Any, kind: int) -> tuple[Any, Any, Any]:
         return offered
 
     @kernel
-    def share(job):  # type: ignore[no-untyped-def]
+    def share(job, cx):  # type: ignore[no-untyped-def]
         """What a helper does."""
         never_inline()
         stretch(
-            word(job + IP), word(job + CX), word(job + ROWS), word(job + FIRST), word(job + LAST),
+            word(job + IP), cx, word(job + ROWS), word(job + FIRST), word(job + LAST),
             word(job + FORWARD) != 0, word(job + W), word(job + W_STEP), word(job + X), word(job + XS),
             word(job + INPUTS), word(job + H), word(job + HS), word(job + RECURRENT), word(job + Z), word(job + ZS),
             word(job + C), word(job + CS), word(job + C_NEW), word(job + OS), word(job + OUT), word(job + OS),
@@ -104,9 +102,9 @@ def shares(v: Lanes, stretch: Any, kind: int) -> tuple[Any, Any, Any]:
         return 0
 
     @kernel
-    def oneself(
+    def oneself(  # type: ignore[no-untyped-def]
         ip, cx, B, first, last, forward, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c, cs, out, os, gates
-    ):  # type: ignore[no-untyped-def]
+    ):
         never_inline()
         stretch(
             ip, cx, B, first, last, forward, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c, cs, c, cs, out, os,
@@ -114,10 +112,10 @@ def shares(v: Lanes, stretch: Any, kind: int) -> tuple[Any, Any, Any]:
         )  # fmt: skip
 
     @kernel
-    def gather(
+    def gather(  # type: ignore[no-untyped-def]
         ip, cx, helpers, offered, patience, B, forward, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c, cs, out,
         os, gates,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    ):  # fmt: skip
         """Each helper's part: its results, or one's own."""
         never_inline()
         blocks, staged = field(ip, BLOCKS), locate(cx, field(ip, STAGED))

@@ -311,6 +311,11 @@ def _never_inline(b: ir.IRBuilder) -> None:
     b.function.attributes.add("noinline")
 
 
+def _always_inline(b: ir.IRBuilder) -> None:
+    """Have a kernel's code in each of its callers."""
+    b.function.attributes.add("alwaysinline")
+
+
 def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
     """Treat denormals as zero from here on; the control word to restore afterwards."""
     if target().triple.startswith("x86_64"):
@@ -403,6 +408,7 @@ set_half = _integers.intrinsic(_half_store, "aa", "")
 copy_bytes = _integers.intrinsic(_copy_bytes, "aaa", "")
 clear_bytes = _integers.intrinsic(_clear_bytes, "aa", "")
 never_inline = _integers.intrinsic(_never_inline, "", "")
+always_inline = _integers.intrinsic(_always_inline, "", "")
 flush_denormals = _integers.intrinsic(_flush_denormals, "", "a")
 try_acquire = _integers.intrinsic(_try_acquire, "a", "a")
 release = _integers.intrinsic(_release, "a", "")
