@@ -149,7 +149,7 @@ def _option(kind: Any, text: str, panel: str, *names: str, **more: Any) -> Any:
 _SELDOM: Final = "Loading"
 _BARE: Final = "What a file of bare weights cannot say"
 _LOAD_OPTIONS: Final[Mapping[str, Any]] = {
-    "precision": _option(str | None, "Precision to run in; default: the file's.", _SELDOM),
+    "precision": _option(str | None, "float32, bfloat16 or int8 weights; default: the file's.", _SELDOM),
     "threads": _option(int | None, "Use at most this many threads.", _SELDOM, min=1),
     "states": _option(str | None, '{"input": "output"} pairs that a stream carries.', _SELDOM, metavar="JSON"),
     "constants": _option(str | None, '{"input": value} that never change.', _SELDOM, metavar="JSON"),
@@ -363,25 +363,31 @@ def verify(
 @_command("warm-up")
 def warm_up(
     float64: Annotated[bool, typer.Option("--float64", help="Also for models in float64.")] = False,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="Only for weights in this: float32, bfloat16, int8, float64; repeatable.")
+    ] = None,
 ) -> None:
     """Compile ahead of time what the first use of any model would compile."""
     from .image import watch
     from .images import needed
     from .machine import CACHE_KNOB, cache_folder
+    from .precision import PRECISIONS
 
     folder = cache_folder()
     if folder is None:
         _fail(f"nowhere to keep compiled code: {CACHE_KNOB.name} turns the cache off, or there is no home folder")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    elements = ["float32", *(["float64"] if float64 else [])]
+    wanted = list(precision or ["float32"]) + (["float64"] if float64 else [])
+    if strange := [name for name in wanted if name not in PRECISIONS]:
+        raise typer.BadParameter(f"{', '.join(strange)}: expected {', '.join(PRECISIONS)}")
     watch(_compile_bar)
-    for element in elements:
-        for image in needed(element):
+    for name in wanted:
+        for image in needed(name):
             image.load()
-    missing = [element for element in elements if not all(image.cached for image in needed(element))]
+    missing = [name for name in wanted if not all(image.cached for image in needed(name))]
     if missing:
         _fail(f"compiled for {', '.join(missing)}, but {folder} could not be written, or others can write to it")
-    print(f"{', '.join(elements)}: ready in {folder}")
+    print(f"{', '.join(wanted)}: ready in {folder}")
 
 
 # --- run -------------------------------------------------------------------------------------------------------------

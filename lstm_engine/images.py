@@ -35,28 +35,30 @@ _ENTRIES: Final = MappingProxyType(
         "bind": Export("bind", "iiiio"),
         "acquire": Export("acquire", "i"),
         "give_up": Export("give_up", "i"),
+        "serve": Export("serve", "i", nogil=True),
+        "clock": Export("clock", ""),
     }
 )
 
 
 @functools.cache
-def image(element: str, kernel_set: str) -> Image:
-    """The executor of an element type with a set of instructions, not yet loaded."""
+def image(precision: str, kernel_set: str) -> Image:
+    """The executor of a precision with a set of instructions, not yet loaded."""
 
-    name = f"executor-{element}-{kernel_set}"
+    name = f"executor-{precision}-{kernel_set}"
 
     def compiled(progress: Progress) -> bytes:
         from .jit import compile_image
         from .kernels.executor import build
 
-        return compile_image(name, _EXECUTOR, lambda: build(element, KERNEL_SETS[kernel_set], progress))
+        return compile_image(name, _EXECUTOR, lambda: build(precision, KERNEL_SETS[kernel_set], progress))
 
     return Image(name, _EXECUTOR, compiled)
 
 
-def executor(element: str, opcodes: Collection[int]) -> Image:
+def executor(precision: str, opcodes: Collection[int]) -> Image:
     """The executor for a program of these opcodes: one in memory, else one from the cache, else the smallest."""
-    able = [image(element, name) for name, codes in KERNEL_SETS.items() if codes.issuperset(opcodes)]
+    able = [image(precision, name) for name, codes in KERNEL_SETS.items() if codes.issuperset(opcodes)]
     ready = [found for found in able if found.loaded] or [found for found in able if found.cached]
     return (ready or able)[0]
 
@@ -74,9 +76,9 @@ def entries() -> Image:
     return Image("entries", _ENTRIES, compiled)
 
 
-def needed(element: str) -> list[Image]:
-    """All that models of an element type may ask for."""
-    return [entries(), *(image(element, kernel_set) for kernel_set in KERNEL_SETS)]
+def needed(precision: str) -> list[Image]:
+    """All that models of a precision may ask for."""
+    return [entries(), *(image(precision, kernel_set) for kernel_set in KERNEL_SETS)]
 
 
 def entry(nogil: bool) -> Callable[[int, Any, Any], int]:
@@ -97,3 +99,13 @@ def binder() -> Callable[[int, int, int, int, Any], int]:
 def guards() -> tuple[Callable[[int], int], Callable[[int], int]]:
     """kernels.executor.acquire() and give_up()."""
     return entries().function("acquire"), entries().function("give_up")
+
+
+def server() -> Callable[[int], int]:
+    """kernels.workers.serve()."""
+    return entries().function("serve")
+
+
+def clock() -> Callable[[], int]:
+    """kernels.workers.clock()."""
+    return entries().function("clock")

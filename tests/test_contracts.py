@@ -119,13 +119,15 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "image": {"machine"},
     "jit": {"image", "machine"},
     "graph": {"errors"},
+    "precision": {"graph"},
     "reference": {"errors", "graph", "vocabulary"},
     "kernels": {"encoding", "image", "jit", "machine"},
     "images": {"encoding", "image", "jit", "kernels"},
-    "formats": {"errors", "graph", "vocabulary"},
+    "formats": {"errors", "graph", "precision", "vocabulary"},
     "passes": {"errors", "graph", "vocabulary", "reference"},
     "program": {*_VALUES, "passes", "reference"},
-    "engine": {*_VALUES, "passes", "program", "images", "reference"},
+    "workers": {*_VALUES, "program", "images"},
+    "engine": {*_VALUES, "passes", "program", "images", "reference", "workers"},
     "state": {"errors"},
     "stream": {*_VALUES, "engine", "images", "passes", "program", "state"},
     "pool": {*_VALUES, "engine", "images", "passes", "program", "state"},
@@ -133,6 +135,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
 }
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
+MAY_IMPORT["program"] |= {"precision"}
 MAY_IMPORT["staged"] = {"graph", "passes", "reference"}
 MAY_IMPORT["model"] |= {"staged"}
 MAY_IMPORT["feeds"] = {"errors", "graph", "reference"}

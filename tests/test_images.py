@@ -74,7 +74,7 @@ def opcodes_of(case: Case) -> set[int]:
     """The instructions of a whole run."""
     model = model_of(case)
     shapes = {name: np.shape(x) for name, x in case.feeds(0, 3, 2).items()}
-    return set(lower_run(model.graph, shapes, model.store, model.element).program.code[:, 0].tolist())
+    return set(lower_run(model.graph, shapes, model.store, model.precision).program.code[:, 0].tolist())
 
 
 #: Every instruction of the smallest set but JOIN has a case here; JOIN's kernel is in the residual network's.

@@ -17,14 +17,16 @@ from ..encoding import (
     INSTRUCTION_BYTES,
     NOT_FITTING,
     PORT_WORDS,
+    RUNG,
     Context,
     Form,
     Opcode,
     Port,
+    Share,
 )
 from ..image import Progress
 from ..jit import compile_kernel, kernel
-from . import convolution, matmul, pointwise, recurrent, reduction, rows
+from . import convolution, matmul, pointwise, recurrent, reduction, rows, workers
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
 from .product import gathering_rows, product_rows
@@ -40,6 +42,7 @@ from .simd import (
     word,
     word32,
 )
+from .weights import Floats, weights_of
 
 (
     HALT,
@@ -62,50 +65,53 @@ from .simd import (
 SIZE = INSTRUCTION_BYTES
 (
     CODE, ARENA, CONSTANTS, EXECUTOR, BUSY_WORD, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
-    FAULT_VALUE, FAULT_LIMIT, FORMS, START, PORTS,
+    FAULT_VALUE, FAULT_LIMIT, FORMS, START, _, _, BELL, PORTS,
 ) = (int(w) * 8 for w in Context)  # fmt: skip
+KIND, CALLER = int(Share.KIND) * 8, int(Share.CONTEXT) * 8
 FORM_BYTES = FORM_WORDS * 8
 F_TYPE, F_DTYPE, F_FLAGS, F_AXES, F_SIZES, F_LEAN_AXES, F_LEAN_SIZES = (int(w) * 8 for w in list(Form)[1:])
 FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
 SECOND_PORT = FIRST_PORT + PORT_WORDS * 8
 
 
-#: The kernel of each opcode by its name in run().
-_NAMES: Final[Mapping[Opcode, str]] = {
-    Opcode.LOAD: "load",
-    Opcode.STORE: "store",
-    Opcode.COPY: "copy",
-    Opcode.EMBED: "embed",
-    Opcode.LSTM: "lstm",
-    Opcode.CELL: "cell",
-    Opcode.DENSE: "dense",
-    Opcode.MAP: "map_",
-    Opcode.JOIN: "join",
-    Opcode.SOFTMAX: "softmax",
-    Opcode.RECURRENT: "recurrent_",
-    Opcode.CONVOLUTION: "convolution_",
-    Opcode.REARRANGE: "rearrange",
-    Opcode.REDUCE: "reduce",
-    Opcode.MATMUL: "matmul_",
+#: The kernels of each opcode by their names in run() and call().
+_NAMES: Final[Mapping[Opcode, tuple[str, ...]]] = {
+    Opcode.LOAD: ("load",),
+    Opcode.STORE: ("store",),
+    Opcode.COPY: ("copy",),
+    Opcode.EMBED: ("embed",),
+    Opcode.LSTM: ("lstm", "lstm_share"),
+    Opcode.CELL: ("cell", "cell_share"),
+    Opcode.DENSE: ("dense",),
+    Opcode.MAP: ("map_",),
+    Opcode.JOIN: ("join",),
+    Opcode.SOFTMAX: ("softmax",),
+    Opcode.RECURRENT: ("recurrent_",),
+    Opcode.CONVOLUTION: ("convolution_",),
+    Opcode.REARRANGE: ("rearrange",),
+    Opcode.REDUCE: ("reduce",),
+    Opcode.MATMUL: ("matmul_",),
 }
 
 
-def build(element: str, opcodes: Collection[Opcode], progress: Progress) -> dict[str, Any]:
-    """The executor ("call") of an element type with the kernels of these opcodes, each compiled first."""
-    v = lanes(element)
-    product, product_narrow = product_rows(v, 4), product_rows(v, 1)
+def build(precision: str, opcodes: Collection[Opcode], progress: Progress) -> dict[str, Any]:
+    """The executor ("call") of a precision with the kernels of these opcodes, each compiled first."""
+    v = lanes("float64" if precision == "float64" else "float32")
+    weights = weights_of(precision, v)
+    product, product_narrow = product_rows(weights, 4), product_rows(weights, 1)
+    floats_narrow = product_narrow if type(weights) is Floats else product_rows(Floats(v), 1)
     activate = pointwise.activation(v)
     parts = {
         **rows.kernels(),
-        **lstm_kernels.kernels(v, product, product_narrow, activate),
-        "recurrent_": recurrent.recurrent_rows(v, product, product_narrow, activate),
+        **lstm_kernels.kernels(weights, product, floats_narrow, activate),
+        "recurrent_": recurrent.recurrent_rows(weights, product, product_narrow, activate),
         "convolution_": convolution.convolution_rows(v, gathering_rows(v, 4), gathering_rows(v, 1)),
-        "dense": dense_kernels.dense_rows(v, product, product_narrow),
+        "dense": dense_kernels.dense_rows(weights, product, product_narrow),
         **pointwise.kernels(v, activate),
         "reduce": reduction.reduce_rows(v),
-        "matmul_": matmul.matmul_rows(v, product_narrow),
+        "matmul_": matmul.matmul_rows(v, floats_narrow),
     }
-    wanted = {_NAMES[opcode] for opcode in opcodes if opcode in _NAMES}
+    wanted = {name for opcode in opcodes for name in _NAMES.get(opcode, ())}
     chosen = {name: part if name in wanted else absent for name, part in parts.items()}
     for done, name in enumerate(sorted(wanted)):
         progress(name, done, len(wanted) + 1)
@@ -172,7 +178,10 @@ def run(code, cx):  # type: ignore[no-untyped-def]
 
 
 def call(cx):  # type: ignore[no-untyped-def]
-    """One call, block after block; on a fault the state is put back as it was."""
+    """One call, block after block; on a fault the state is put back as it was. Of a job: a helper's share."""
+    if word(cx) == 0:
+        caller = word(cx + CALLER)
+        return lstm_share(cx, caller) if word(cx + KIND) == 0 else cell_share(cx, caller)  # noqa: F821
     control = flush_denormals()
     total, block = word(cx + TOTAL), word(cx + BLOCK)
     arena, shadow, state_bytes = word(cx + ARENA), word(cx + SHADOW), word(cx + STATE_BYTES)
@@ -222,6 +231,16 @@ def matches(array, form):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def called(cx):  # type: ignore[no-untyped-def]
+    """Run; RUNG if a helper is to be woken before the next call."""
+    fault = invoke(word(cx + EXECUTOR), cx)
+    bell = word(cx + BELL)
+    if fault == 0 and bell != 0 and word(bell) != 0:
+        return RUNG
+    return fault
+
+
+@kernel
 def enter(cx, x, out):  # type: ignore[no-untyped-def]
     """The shortest way from Python: run with two NumPy arrays (their objects' addresses) as the first two ports, both
     with the batch axis or both without.
@@ -237,7 +256,7 @@ def enter(cx, x, out):  # type: ignore[no-untyped-def]
     header = word(forms)
     set_word(cx + FIRST_PORT, word(x + header))
     set_word(cx + SECOND_PORT, word(out + header))
-    fault = invoke(word(cx + EXECUTOR), cx)
+    fault = called(cx)
     release(cx + BUSY_WORD)
     return fault
 
@@ -269,7 +288,7 @@ def bind(cx, port, step, row, array):  # type: ignore[no-untyped-def]
 @kernel
 def enter_context(cx):  # type: ignore[no-untyped-def]
     """Run with the ports as the context has them."""
-    return invoke(word(cx + EXECUTOR), cx)
+    return called(cx)
 
 
 def ways_in() -> dict[str, Any]:
@@ -280,4 +299,6 @@ def ways_in() -> dict[str, Any]:
         "bind": bind,
         "acquire": acquire,
         "give_up": give_up,
+        "serve": workers.serve,
+        "clock": workers.clock,
     }
