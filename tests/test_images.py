@@ -56,7 +56,7 @@ def test_a_program_gets_what_is_ready_else_the_smallest(
     monkeypatch: pytest.MonkeyPatch, loaded: list[str], cached: list[str], plain: str, peepholes: str
 ) -> None:
     there = {name: Ready(name, name in loaded, name in cached) for name in images.KERNEL_SETS}
-    monkeypatch.setattr(images, "image", lambda element, kernel_set: there[kernel_set])
+    monkeypatch.setattr(images, "image", lambda precision, kernel_set: there[kernel_set])
     assert images.executor("float32", PLAIN).name == plain
     assert images.executor("float32", PEEPHOLES).name == peepholes
 
@@ -74,7 +74,7 @@ def opcodes_of(case: Case) -> set[int]:
     """The instructions of a whole run."""
     model = model_of(case)
     shapes = {name: np.shape(x) for name, x in case.feeds(0, 3, 2).items()}
-    return set(lower_run(model.graph, shapes, model.store, model.precision).program.code[:, 0].tolist())
+    return set(lower_run(model.graph, shapes, model.store, model.means).program.code[:, 0].tolist())
 
 
 #: Every instruction of the smallest set but JOIN has a case here; JOIN's kernel is in the residual network's.
@@ -93,7 +93,7 @@ def test_the_same_bits_in_every_image(monkeypatch: pytest.MonkeyPatch, case: Cas
     for kernel_set, codes in images.KERNEL_SETS.items():
         if not codes.issuperset(opcodes_of(case)):
             continue
-        monkeypatch.setattr(images, "executor", lambda element, _, name=kernel_set: images.image(element, name))
+        monkeypatch.setattr(images, "executor", lambda precision, _, name=kernel_set: images.image(precision, name))
         model = model_of(case)
         result = dict(model.run(feeds))
         if case.streams:
@@ -115,7 +115,7 @@ def test_the_cases_meet_the_smallest_set() -> None:
 
 
 def test_an_instruction_that_an_image_lacks_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "executor", lambda element, _: images.image(element, "core"))
+    monkeypatch.setattr(images, "executor", lambda precision, _: images.image(precision, "core"))
     case = LayerCase(peephole=True)
     assert int(Opcode.CELL) in opcodes_of(case)
     with pytest.raises(AssertionError, match="chosen without looking"):
