@@ -452,15 +452,16 @@ class Worker(IntEnum):
     # seldom written
     AWAKE = 64  # 1 while the worker watches
     STOP = 65  # 1: it shall leave
-    WANTED = 66  # 1: callers found it asleep and would use it; 2: it is being woken
+    WANTED = 66  # 1: callers found it asleep and would use it; COMING: it is being woken
     BELL = 67  # address of a word that is set together with WANTED
     HOLD = 68  # nobody asks for it before this time
     SPIN = 69  # how long the worker watches without work before it sleeps
-    RISE = 70  # how long a burst must last before it wakes the worker
+    RISE = 70  # how long a burst must last before it wakes the worker, and how long a claimed worker watches
     GRACE = 71  # how long an owner waits for a job that has not been begun
 
 
 WORKER_WORDS: Final = 80
+COMING: Final = 2
 
 
 class Form(IntEnum):
