@@ -174,13 +174,14 @@ class Lstm(IntEnum):
     PARTS = 41  # shares that the units of a step are cut into, one of them the caller's own
     JOBS = 42  # scratch of nobody else: a Share for each other part, or -1
     STAGED = 43  # scratch of nobody else: c and h [ROWS][BLOCKS], and GATES for each other part, or -1
+    PRE_STAGED = 44  # scratch of nobody else, as PRE, or -1
 
 
 class Share(IntEnum):
-    """Words of a job for a helper: some units of one step of an LSTM layer."""
+    """Words of a job for a helper: some units of one step of an LSTM layer, or of its input projections."""
 
     CODE = 0  # 0 tells it from a context
-    KIND = 1  # 0: plain cell; 1: general cell
+    KIND = 1  # 0: plain cell; 1: general cell; 2: input projections, of ROWS rows from X to OUT
     INSTRUCTION = 2
     CONTEXT = 3
     ROWS = 4
@@ -201,7 +202,7 @@ class Share(IntEnum):
     C_STRIDE = 19
     C_NEW = 20
     OUT = 21
-    OUT_STRIDE = 22  # of C_NEW too
+    OUT_STRIDE = 22  # and of C_NEW
     GATES = 23
 
 
@@ -453,15 +454,16 @@ class Worker(IntEnum):
     # seldom written
     AWAKE = 64  # 1 while the worker watches
     STOP = 65  # 1: it shall leave
-    WANTED = 66  # 1: callers found it asleep and would use it; 2: it is being woken
+    WANTED = 66  # 1: callers found it asleep and would use it; COMING: it is being woken
     BELL = 67  # address of a word that is set together with WANTED
     HOLD = 68  # nobody asks for it before this time
     SPIN = 69  # how long the worker watches without work before it sleeps
-    RISE = 70  # how long a burst must last before it wakes the worker
+    RISE = 70  # how long a burst must last before it wakes the worker, and how long a claimed worker watches
     GRACE = 71  # how long an owner waits for a job that has not been begun
 
 
 WORKER_WORDS: Final = 80
+COMING: Final = 2
 
 
 class Form(IntEnum):

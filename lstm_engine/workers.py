@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from .encoding import WORKER_WORDS, Worker
+from .encoding import COMING, WORKER_WORDS, Worker
 from .errors import InputError
 from .machine import SPIN_KNOB, THREADS_KNOB, Knob, cores
 from .program.packing import aligned_empty
@@ -26,7 +26,7 @@ from .program.packing import aligned_empty
 GRACE: Final = 1e-6  # seconds: several times what a watching worker takes to begin
 RISE: Final = 4  # in times a worker watches without work: a burst that has lasted so long will outlast the waking
 HOLD: Final = (1e-3, 1.0)  # seconds: how long a worker is left asleep after a wake that did not pay, and at most
-_ASKED, _COMING = 1, 2
+_ASKED: Final = 1
 
 
 class Workers:
@@ -94,7 +94,7 @@ class Workers:
         try:
             self._judge(helper)
             if not self._closed and (helper.thread is not None or helper.start()):
-                helper.words[Worker.WANTED] = _COMING
+                helper.words[Worker.WANTED] = COMING
                 helper.release()
             else:
                 helper.words[Worker.WANTED] = 0
@@ -102,11 +102,11 @@ class Workers:
             self._guard.release()
 
     def _judge(self, helper: _Helper) -> None:
-        """A wake has paid if the worker then worked for longer than it watched in vain: if not, it may sleep longer
-        after this one.
+        """A wake has paid if the worker then worked for as long as a burst is waited for: if not, it is left asleep the
+        longer after this one.
         """
         worked, (least, most) = helper.words[Worker.WORKED], self._hold
-        helper.hold = 0 if worked - helper.worked >= self._spin else min(max(2 * helper.hold, least), most)
+        helper.hold = 0 if worked - helper.worked >= self._rise else min(max(2 * helper.hold, least), most)
         helper.worked = worked
         helper.words[Worker.HOLD] = self._clock() + helper.hold
 

@@ -18,10 +18,20 @@ import pytest
 from numba import types
 
 from lstm_engine import workers as room
-from lstm_engine.encoding import Worker
+from lstm_engine.encoding import COMING, Worker
 from lstm_engine.errors import InputError
-from lstm_engine.kernels.simd import flush_denormals, lanes, observe, pause, restore_denormals, set_word, ticks, word
-from lstm_engine.kernels.workers import claim, collect, dismiss, offer
+from lstm_engine.kernels.simd import (
+    flush_denormals,
+    lanes,
+    never_inline,
+    observe,
+    pause,
+    restore_denormals,
+    set_word,
+    ticks,
+    word,
+)
+from lstm_engine.kernels.workers import ask, claim, collect, dismiss, offer
 from lstm_engine.workers import Workers
 
 SECOND = int(room.ticks_per_second())
@@ -39,6 +49,7 @@ job = numba.cfunc(types.int64(types.int64))
 
 @numba.njit(nogil=True)
 def total_of(data: int, count: int, factor: int) -> int:
+    never_inline()  # so that it is computed each time
     total, i = 0, 0
     while i < count:
         total += word(data + 8 * i) * factor
@@ -82,8 +93,12 @@ def calls(block, owner, function, share, count, jobs, patience, tally):  # type:
     factor = 0
     for _ in range(count):
         claimed = claim(block, owner)
+        if claimed == 0:
+            ask(block)
         for _ in range(jobs):
             factor += 1
+            if claimed == 0:
+                claimed = claim(block, owner)
             set_word(share + FACTOR, factor)
             offered = claimed != 0 and offer(block, function, share) != 0
             own = total_of(data, length, factor)
@@ -294,6 +309,33 @@ def test_a_worker_that_is_often_late_rests() -> None:
         assert try_collect(block, 0)
         assert words(workers)[Worker.REST] == 0
         leave(block, at)
+
+
+def test_a_worker_on_its_way_is_offered_a_job() -> None:
+    workers, caller = Workers(1, LONG), Caller()
+    words(workers)[Worker.WANTED] = COMING
+    caller.call(workers.blocks(1)[0], 1, 10)
+    assert caller.tally[OFFERED] == 1
+    words(workers)[Worker.WANTED] = 0
+    caller.call(workers.blocks(1)[0], 1, 10)
+    assert caller.tally[OFFERED] == 1
+
+
+def test_a_claimed_worker_watches_longer() -> None:
+    workers = Workers(1, 1e-3)
+    words(workers)[Worker.RISE] = SECOND // 2
+    block = workers.blocks(1)[0]
+    try:
+        rouse(workers)
+        assert try_claim(block, 1)
+        until(lambda: words(workers)[Worker.AWAKE])
+        start = time.monotonic()
+        leave(block, 2)
+        until(lambda: not words(workers)[Worker.AWAKE])
+        assert time.monotonic() - start > 0.4
+        leave(block, 1)
+    finally:
+        workers.stop()
 
 
 def test_a_worker_that_is_not_there_costs_one_job() -> None:
@@ -584,7 +626,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @forks
 def test_forks_and_exits_with_everything_at_work(fresh_environment: dict[str, str]) -> None:
-    script(HOT, fresh_environment, TURNS=9)
+    script(HOT, fresh_environment, TURNS=6)
 
 
 @contextmanager

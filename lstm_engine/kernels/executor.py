@@ -181,7 +181,10 @@ def call(cx):  # type: ignore[no-untyped-def]
     """One call, block after block; on a fault the state is put back as it was. Of a job: a helper's share."""
     if word(cx) == 0:
         caller = word(cx + CALLER)
-        return lstm_share(cx, caller) if word(cx + KIND) == 0 else cell_share(cx, caller)  # noqa: F821
+        kind = word(cx + KIND)
+        if kind == 0:
+            return lstm_share(cx, caller)  # noqa: F821
+        return cell_share(cx, caller) if kind == 1 else projection_share(cx, caller)  # noqa: F821
     control = flush_denormals()
     total, block = word(cx + TOTAL), word(cx + BLOCK)
     arena, shadow, state_bytes = word(cx + ARENA), word(cx + SHADOW), word(cx + STATE_BYTES)

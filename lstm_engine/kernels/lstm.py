@@ -17,7 +17,7 @@ from ..encoding import Context, Lstm
 from ..jit import kernel
 from .product import cell_block, lstm_block
 from .rows import copy_rows, field, locate, over_rows, ragged, scratch
-from .shares import claimed, dismissed, shares
+from .shares import claimed, dismissed, projection_shares, shares
 from .simd import Lanes, always_inline, clear_bytes, float64_of_bits, never_inline, ticks, word
 from .weights import Floats
 
@@ -25,15 +25,17 @@ PARITY = int(Context.PARITY) * 8
 (
     _, X_STRIDE, _, Y_STRIDE, _, H_STRIDE, _, C_STRIDE, WEIGHTS, BIAS, INPUTS, RECURRENT, BLOCKS, _, _, REVERSE,
     PRE, HOIST, GATES, PEEPHOLES, CLIP, ACTIVATIONS, PARAMETERS, INPUT_FORGET, _, _, PROJECTION,
-    PROJECTED_BLOCKS, HIDDEN, HIDDEN_UNITS, ZEROS, X_STEP, Y_STEP, _, _, _, _, X_ROOM, H_ROOM, UNIT, PARTS, _, _,
+    PROJECTED_BLOCKS, HIDDEN, HIDDEN_UNITS, ZEROS, X_STEP, Y_STEP, _, _, _, _, X_ROOM, H_ROOM, UNIT, PARTS, _, _, _,
 ) = (int(f) for f in Lstm)  # fmt: skip
 
 
-def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> tuple[Any, Any]:
+def layer(
+    weights: Floats, product: Any, floats_narrow: Any, ahead: tuple[Any, Any, Any], general: Any
+) -> tuple[Any, Any]:
     """sequence(ip, cx, T, B, x, y, h, c): B rows over T steps, with the plain cell or (not None) a ``general`` one.
 
-    Second, share(job, cx): what a helper does of it. ``floats_narrow``: the product of a projection, whose weights are of
-    the element type in every precision.
+    Second, share(job, cx): what a helper does of a step. ``floats_narrow``: the product of a projection of h, whose
+    weights are of the element type in every precision. ``ahead``: those of projection_shares().
     """
     v = weights.v
     prepare, prepared_stride = weights.activations()
@@ -43,6 +45,7 @@ def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> tu
     plain = general is None
     stretch = stretch_of(weights, product, general)
     hand_out, gather, share = shares(v, stretch, int(general is not None))
+    hand_out_projections, gather_projections, projections = ahead
 
     @kernel
     def project(ip, cx, B, hidden, stride, out, ys):  # type: ignore[no-untyped-def]
@@ -54,18 +57,22 @@ def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> tu
             q += 1
 
     @kernel
-    def hoist(ip, cx, x, stride, rows):  # type: ignore[no-untyped-def]
+    def hoist(ip, cx, x, stride, rows, helpers):  # type: ignore[no-untyped-def]
         """pre = bias + W·x of several steps at once: the weights are read once for all of them."""
         W, bias, pre = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS)), locate(cx, field(ip, PRE))
         inputs, blocks = field(ip, INPUTS), field(ip, BLOCKS)
-        block_bytes = part_bytes(inputs) + part_bytes(field(ip, RECURRENT))
+        w_step = part_bytes(inputs) + part_bytes(field(ip, RECURRENT))
         made = prepare(scratch(ip, cx, X_ROOM), x, stride, inputs, 0, rows)
         made_stride = prepared_stride(stride, inputs)
-        q = 0
-        while q < blocks:
-            z, out = bias + q * four, pre + q * four
-            product(W + q * block_bytes, made, made_stride, inputs, 0, 0, 0, z, 0, out, blocks * four, rows)
-            q += 1
+        own, offered, since = blocks, 0, ticks()
+        if helpers > 0:
+            own = blocks // (helpers + 1)
+            offered = hand_out_projections(ip, cx, helpers, rows, W, w_step, made, made_stride, inputs, bias)
+        projections(rows, 0, own, W, w_step, made, made_stride, inputs, bias, pre, blocks * four)
+        if helpers > 0:
+            gather_projections(
+                ip, cx, helpers, offered, ticks() - since, rows, W, w_step, made, made_stride, inputs, bias, pre
+            )
 
     @kernel
     def sequence(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
@@ -84,14 +91,16 @@ def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> tu
         x_bytes = part_bytes(inputs)
         w_step, pre_row = x_bytes + part_bytes(recurrent), blocks * four
         w, depth = (W + x_bytes, 0) if hoisted else (W, inputs)
-        helpers = claimed(cx, field(ip, PARTS))
+        parts, helpers = field(ip, PARTS), 0
         previous, previous_stride = h, hs
         t = 0
         while t < T:
             n = min(T - t, room) if hoisted else 1
             first = T - t - n if reverse else t
             if hoisted:
-                hoist(ip, cx, x + first * x_step, between, n * B)
+                if parts > 1:
+                    helpers = claimed(cx, parts, helpers, t == 0)
+                hoist(ip, cx, x + first * x_step, between, n * B, helpers)
             s = 0
             while s < n:
                 at = T - 1 - t if reverse else t
@@ -105,6 +114,8 @@ def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> tu
                 z, zs = (pre + (at - first) * B * pre_row, pre_row) if hoisted else (bias, 0)
                 forward = (parity + t) & 1 == 0
                 own, offered, since = blocks, 0, 0
+                if parts > 1:
+                    helpers = claimed(cx, parts, helpers, t == 0 and not hoisted)
                 if helpers > 0:
                     own, since = blocks // (helpers + 1), ticks()
                     offered = hand_out(
@@ -125,7 +136,8 @@ def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> tu
                 previous, previous_stride = out, ys
                 s += 1
                 t += 1
-        dismissed(cx, field(ip, PARTS))
+        if parts > 1:
+            dismissed(cx, parts)
         if T > 0:
             units = field(ip, PROJECTED_BLOCKS) if projected else blocks
             copy_rows(h, 0, hs, previous, 0, previous_stride, units * one, 1, B)
@@ -255,11 +267,13 @@ def general_cell(v: Lanes, activate: Any) -> Any:
 def kernels(weights: Floats, product: Any, floats_narrow: Any, activate: Any) -> dict[str, Any]:
     """The kernels of this file by the name the executor calls them."""
     v = weights.v
-    plain, plain_share = layer(weights, product, floats_narrow, None)
-    general, general_share = layer(weights, product, floats_narrow, general_cell(v, activate))
+    *ahead, ahead_share = projection_shares(v, product)
+    plain, plain_share = layer(weights, product, floats_narrow, tuple(ahead), None)
+    general, general_share = layer(weights, product, floats_narrow, tuple(ahead), general_cell(v, activate))
     return {
         "lstm": over_rows(plain, Lstm),
         "cell": over_rows(ragged(general, Lstm, state_clearing(v)), Lstm),
         "lstm_share": plain_share,
         "cell_share": general_share,
+        "projection_share": ahead_share,
     }

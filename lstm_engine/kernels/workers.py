@@ -12,18 +12,24 @@ it is offered no other: ``DONE`` equals ``TICKET`` only while it watches.
 
 Callers:
 
-    if claim(block, owner):
-        if offer(block, function, argument):
+    claimed = claim(block, owner)
+    if not claimed:
+        ask(block)
+    for each step:
+        if not claimed:
+            claimed = claim(block, owner)    # it may have woken, or be free by now
+        if claimed and offer(block, function, argument):
             ...                              # the own share
             if not collect(block, patience):
                 ...                          # the other share too
-    ...
+        else:
+            ...                              # both shares
     dismiss(block, owner, ticks())           # whether it was claimed or not
 """
 
 from __future__ import annotations
 
-from ..encoding import Worker
+from ..encoding import COMING, Worker
 from ..jit import kernel
 from .simd import (
     exchange,
@@ -52,16 +58,21 @@ MOST_REST = 32  # in times a worker watches without work: about a time slice of 
 
 @kernel
 def claim(block, owner):  # type: ignore[no-untyped-def]
-    """Have the worker to oneself; 1 if so, 0 if it sleeps or helps another caller."""
-    if observe(block + AWAKE) == 0:
-        ask(block)
+    """Have the worker to oneself; 1 if so, 0 if it sleeps or helps another caller. One that is being woken may come in
+    time for the first job.
+    """
+    if observe(block + AWAKE) == 0 and observe(block + WANTED) != COMING:
         return 0
     return exchange(block + OWNER, 0, owner)
 
 
 @kernel
 def ask(block):  # type: ignore[no-untyped-def]
-    """Have a sleeping worker woken after this call, if calls have come so densely for so long that it will be used."""
+    """At the beginning of a call that could not claim the worker: have it woken afterwards, if it sleeps and calls have
+    come so densely for so long that it will be used.
+    """
+    if observe(block + AWAKE) != 0:
+        return
     now = ticks()
     if now - word(block + LAST) > word(block + SPIN):
         set_word(block + BURST, now)
@@ -142,6 +153,12 @@ def dismiss(block, owner, now):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def watching(block, idle):  # type: ignore[no-untyped-def]
+    """Whether a worker still watches after so many ticks without a job: longer while it is claimed."""
+    return idle < word(block + SPIN) or (idle < word(block + RISE) and observe(block + OWNER) != 0)
+
+
+@kernel
 def serve(block):  # type: ignore[no-untyped-def]
     """Do jobs until there have been none for a while."""
     control = flush_denormals()
@@ -159,7 +176,7 @@ def serve(block):  # type: ignore[no-untyped-def]
             set_word(block + WORKED, word(block + WORKED) + since - begun)
             through = ticket
             publish(block + DONE, through)
-        elif ticks() - since < word(block + SPIN):
+        elif watching(block, ticks() - since):
             pause()
         else:
             publish(block + AWAKE, 0)

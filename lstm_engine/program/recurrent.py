@@ -130,13 +130,13 @@ def _emit_lstm(
         fields[Lstm.HIDDEN] = low.buffer(hidden, "hidden")
     weight_bytes = blocks(units) * (low.weights.part_bytes(W.shape[1], 4) + low.weights.part_bytes(R.shape[1], 4))
     operations = 2 * (W.size + R.size) * _steps_a_row(direction) * direction.rows
-    fields |= _shares(low, direction, units, weight_bytes, 2 * (W.size + R.size))
     general = lengths is not None or not plain
     row = blocks(units) * 4 * LANES * low.dtype.itemsize
     steps = _steps_ahead(low, direction, W.nbytes)
     fields[Lstm.HOIST] = steps
     if steps:
         fields[Lstm.PRE] = low.buffer(steps * _at_once(low, direction) * row, "input projections")
+    fields |= _shares(low, direction, units, weight_bytes, 2 * (W.size + R.size), steps * row)
     fields[Lstm.X_ROOM] = prepared_rows(low, W.shape[1], max(1, steps) * _at_once(low, direction))
     fields[Lstm.H_ROOM] = prepared_rows(low, R.shape[1], _at_once(low, direction))
     low.emit(
@@ -148,17 +148,20 @@ def _emit_lstm(
     )
 
 
-def _shares(low: Lowering, direction: Direction, units: int, weight_bytes: int, operations: int) -> dict[Any, Field]:
-    """Into how many shares a step is cut, and room for what helpers make."""
+def _shares(
+    low: Lowering, direction: Direction, units: int, weight_bytes: int, operations: int, pre_bytes: int
+) -> dict[Any, Field]:
+    """Into how many shares a step is cut, and room for what helpers make; ``operations``, ``pre_bytes``: of a row."""
     rows = _at_once(low, direction)
     seconds = max(weight_bytes / BYTES_PER_SECOND, operations * rows / OPERATIONS_PER_SECOND)
     parts = max(1, min(low.means.threads, blocks(units), int(seconds / SECONDS_A_SHARE)))
     if parts == 1:
-        return {Lstm.PARTS: 1, Lstm.JOBS: -1, Lstm.STAGED: -1}
+        return {Lstm.PARTS: 1, Lstm.JOBS: -1, Lstm.STAGED: -1, Lstm.PRE_STAGED: -1}
     return {
         Lstm.PARTS: parts,
         Lstm.JOBS: low.apart((parts - 1) * SHARE_WORDS * WORD_BYTES, "shares"),
         Lstm.STAGED: low.apart(staged_bytes(parts, rows, blocks(units), low.dtype.itemsize), "made by helpers"),
+        Lstm.PRE_STAGED: low.apart(rows * pre_bytes, "projections made by helpers") if pre_bytes else -1,
     }
 
 
