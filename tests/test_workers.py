@@ -691,10 +691,10 @@ def test_for_minutes(fresh_environment: dict[str, str]) -> None:
 def test_the_words_of_a_block_keep_to_their_lines(root: Path) -> None:
     """Whoever writes a word has its cache line to himself."""
     writers = [
-        {Worker.OWNER, Worker.LAST, Worker.BURST, Worker.ASKER, Worker.WITHDRAWN, Worker.REST, Worker.RESUME},
+        {w for w in Worker if w < Worker.TICKET},
         {Worker.TICKET, Worker.FUNCTION, Worker.ARGUMENT},
         {Worker.BEGUN},
-        {Worker.DONE, Worker.WORKED},
+        {Worker.DONE, Worker.LASTED},
     ]
     lines = [{int(w) // 16 for w in group} for group in writers]
     assert all(len(line) == 1 for line in lines)
