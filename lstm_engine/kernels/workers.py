@@ -52,8 +52,8 @@ from .simd import (
 )
 
 (
-    OWNER, LAST, BURST, ASKER, WITHDRAWN, REST, RESUME, WORKED, TICKET, FUNCTION, ARGUMENT, BEGUN, DONE, LASTED, AWAKE, STOP,
-    WANTED, BELL, HOLD, SPIN, RISE, GRACE,
+    OWNER, LAST, BURST, ASKER, WITHDRAWN, REST, RESUME, WORKED, TICKET, FUNCTION, ARGUMENT, BEGUN, DONE, LASTED, AWAKE,
+    STOP, WANTED, BELL, HOLD, SPIN, RISE, GRACE,
 ) = (int(w) * 8 for w in Worker)  # fmt: skip
 MOST_REST = 32  # in times a worker watches without work: about a time slice of the system's
 
@@ -126,7 +126,7 @@ def collect(block, patience):  # type: ignore[no-untyped-def]
             set_word(block + WITHDRAWN, ticket)
             return 0
         if done_within(block, ticket, patience - grace) == 0:
-            # Its caches may be cold, or the system has put it aside; if it is simply slow, longer rests keep that cheap.
+            # Its caches may be cold, or the system has put it aside; if it is but slow, longer rests keep that cheap.
             rest = min(2 * word(block + REST) + patience, MOST_REST * word(block + SPIN))
             set_word(block + REST, rest)
             set_word(block + RESUME, ticks() + rest)
