@@ -54,7 +54,8 @@ KNOBS: Final[Mapping[str, Knob]] = MappingProxyType(
 class Target:
     """What the code generator emits for.
 
-    ``vector_bytes``: widest vector; ``registers``: how many of them; ``fma``: fused multiply-add in hardware.
+    ``vector_bytes``: widest vector; ``registers``: how many of them; ``fma``: fused multiply-add in hardware;
+    ``vnni``: products of bytes summed in fours, in vectors of 64 bytes.
     """
 
     triple: str
@@ -63,6 +64,7 @@ class Target:
     vector_bytes: int
     registers: int
     fma: bool
+    vnni: bool = False
 
     @property
     def variant(self) -> str:
@@ -98,6 +100,7 @@ def target() -> Target:
         vector_bytes=64 if wide else 32 if "avx2" in enabled else 16,
         registers=32 if wide or arm else 16,
         fma=arm or wide or "fma" in enabled,
+        vnni=wide and "avx512vnni" in enabled,
     )
 
 

@@ -57,6 +57,11 @@ class Workers:
             helper.words[Worker.RISE] = self._rise
             helper.words[Worker.GRACE] = int(GRACE * self._rate)
 
+    @property
+    def bell_address(self) -> int:
+        """Where machine code finds the bell."""
+        return int(self._memory.ctypes.data)
+
     def __len__(self) -> int:
         return len(self._helpers)
 

@@ -176,6 +176,47 @@ class Lanes:
         return _intrinsic(len(signature_types), result_type(*signature_types), code)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Bytes in fours: integer products
+
+
+WORDS = ir.VectorType(INT32, WIDTH)
+BYTES = ir.VectorType(ir.IntType(8), 4 * WIDTH)
+HALVES = ir.VectorType(ir.IntType(16), 2 * WIDTH)
+
+
+def spread(b: ir.IRBuilder, word: ir.Value) -> ir.Value:
+    """Four bytes, sixteen times."""
+    undefined = ir.Constant(WORDS, ir.Undefined)
+    first = b.insert_element(undefined, word, ir.Constant(INT32, 0))
+    return b.shuffle_vector(first, undefined, ir.Constant(WORDS, [0] * WIDTH))
+
+
+def dot(b: ir.IRBuilder, total: ir.Value, four: ir.Value, weights: ir.Value) -> ir.Value:
+    """total[j] + Σ_i a[i]·w[j][i]: four unsigned bytes a with sixteen times four signed bytes, exactly."""
+    if target().vnni:
+        return call(b, "llvm.x86.avx512.vpdpbusd.512", WORDS, [total, b.bitcast(four, BYTES), weights])
+    # Even and odd bytes as 16-bit lanes; a sum of two neighbours' products is one instruction on x86 (pmaddwd).
+    eight = ir.Constant(HALVES, [8] * 2 * WIDTH)
+    signed, unsigned = b.bitcast(weights, HALVES), b.bitcast(four, HALVES)
+    evens = b.ashr(b.shl(signed, eight), eight), b.and_(unsigned, ir.Constant(HALVES, [0xFF] * 2 * WIDTH))
+    odds = b.ashr(signed, eight), b.lshr(unsigned, eight)
+    for w, a in (evens, odds):
+        total = b.add(total, _neighbours(b, w, a))
+    return total
+
+
+def _neighbours(b: ir.IRBuilder, w: ir.Value, a: ir.Value) -> ir.Value:
+    """w[2j]·a[2j] + w[2j + 1]·a[2j + 1] of 16-bit lanes, in 32 bits."""
+    wide = ir.VectorType(INT32, 2 * WIDTH)
+    product = b.mul(b.sext(w, wide), b.sext(a, wide))
+    undefined = ir.Constant(wide, ir.Undefined)
+    even, odd = (
+        b.shuffle_vector(product, undefined, ir.Constant(WORDS, list(range(first, 2 * WIDTH, 2)))) for first in (0, 1)
+    )
+    return b.add(even, odd)
+
+
 def _intrinsic(count: int, signature: Any, code: Any) -> Any:
     """An intrinsic of ``count`` arguments: Numba reads the number off the Python signature."""
 
@@ -270,6 +311,11 @@ def _never_inline(b: ir.IRBuilder) -> None:
     b.function.attributes.add("noinline")
 
 
+def _always_inline(b: ir.IRBuilder) -> None:
+    """Have a kernel's code in each of its callers."""
+    b.function.attributes.add("alwaysinline")
+
+
 def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
     """Treat denormals as zero from here on; the control word to restore afterwards."""
     if target().triple.startswith("x86_64"):
@@ -362,6 +408,7 @@ set_half = _integers.intrinsic(_half_store, "aa", "")
 copy_bytes = _integers.intrinsic(_copy_bytes, "aaa", "")
 clear_bytes = _integers.intrinsic(_clear_bytes, "aa", "")
 never_inline = _integers.intrinsic(_never_inline, "", "")
+always_inline = _integers.intrinsic(_always_inline, "", "")
 flush_denormals = _integers.intrinsic(_flush_denormals, "", "a")
 try_acquire = _integers.intrinsic(_try_acquire, "a", "a")
 release = _integers.intrinsic(_release, "a", "")

@@ -89,6 +89,14 @@ def ask(block):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def free(block):  # type: ignore[no-untyped-def]
+    """Whether the claimed worker is through with all it was given: 1 if so. Only then may a job's argument change."""
+    if observe(block + DONE) != word(block + TICKET):
+        return 0
+    return 1
+
+
+@kernel
 def offer(block, function, argument):  # type: ignore[no-untyped-def]
     """The claimed worker shall call function(argument); 1 if it may come to it, 0 if it is still busy or too slow."""
     ticket = word(block + TICKET)
