@@ -112,9 +112,14 @@ class Lanes:
         """All lanes = the one element at an address."""
         return self.splat(b, b.load(pointer(b, at), typ=self.scalar, align=self.bytes))
 
+    @property
+    def fused(self) -> bool:
+        """Whether fma() rounds once."""
+        return target().fma
+
     def fma(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         """x·y + z, rounded once where the hardware can (llvm.fma would call a library where it cannot)."""
-        if not target().fma:
+        if not self.fused:
             return b.fadd(b.fmul(x, y), z)
         return call(b, f"llvm.fma.v{WIDTH}{self.suffix}", self.vector, [x, y, z])
 
