@@ -181,7 +181,7 @@ def operators(element: str) -> dict[str, np.ndarray]:
         "Add": (Node("Add", ("x", "w"), ("y",)), {"w": rng.standard_normal((5, 40)).astype(element)}),
         **{op: (Node(op, ("x",), ("y",)), {}) for op in ("Exp", "Tanh", "Sigmoid", "Softplus", "Elu", "Abs", "Sqrt")},
         "Softmax": (Node("Softmax", ("x",), ("y",), {"axis": -1}), {}),
-        "ReduceMean": (Node("ReduceMean", ("x",), ("y",), {"keepdims": 1}), {}),
+        "ReduceMean": (Node("ReduceMean", ("x", "w"), ("y",)), {"w": np.array([2])}),
         "MaxPool": (Node("MaxPool", ("x",), ("y",), {"kernel_shape": (3,), "strides": (2,)}), {}),
     }
     return {op: assert_in_machine_code(graph_of([node], {"x": x}, w), {"x": x})["y"] for op, (node, w) in nodes.items()}
