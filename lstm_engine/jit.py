@@ -30,7 +30,7 @@ from typing import Any, Final
 import llvmlite
 import numba
 
-from . import codegen
+from .codegen import ObjectCodegen, compiling, lent
 from .machine import cache_folder, target
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Compiled:
     def _loaded(self, progress: Progress | None) -> Any:
         with _compiling:
             if self._result is None:
-                with codegen.compiling() as context:
+                with compiling() as context:
                     result = self._load_cached(context)
                     self.from_cache = result is not None
                     if result is None:
@@ -143,13 +143,13 @@ class Compiled:
         return None if folder is None else folder / f"{self.name}-{digest()}.code"
 
     def emitted(self, symbol: str, assembly: bool = False) -> bytes:
-        """An object file (or its assembly text) for target(), whoever's CPU that is: ``int64 symbol(int64 …)``.
+        """An object file (or its assembly text) for target(), whosever CPU that is: ``int64 symbol(int64 …)``.
 
         Kernels compiled in this process before would be linked as they are, and what LLVM cannot emit for the target
         aborts the process: `emission.py` gives each object a process of its own.
         """
-        machine = codegen.ObjectCodegen(target())
-        with _compiling, codegen.lent(machine) as context, self._named():
+        machine = ObjectCodegen(target())
+        with _compiling, lent(machine) as context, self._named():
             inner = kernel(self.build(_silent))
             inner.compile(self.signature)
             result = inner.overloads[inner.signatures[0]]

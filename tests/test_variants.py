@@ -198,10 +198,10 @@ def denormals_are_zero(element: str) -> None:
     smallest = np.finfo(element).tiny
     tiny = np.full((2, 33), smallest / 8, element)
     small = np.full((2, 33), np.sqrt(smallest) / 8, element)
-    for op, x in (("Add", tiny), ("Mul", small)):
-        model = Model(graph_of([Node(op, ("x", "x"), ("y",))], {"x": x}, {}), element)
-        assert not model.run({"x": x})["y"].any(), op
-        assert model.run({"x": np.ones_like(x)})["y"].all(), op
+    for x, factor in ((tiny, np.ones(33, element)), (tiny, np.full(33, 1024, element)), (small, small[0])):
+        model = Model(graph_of([Node("Mul", ("x", "w"), ("y",))], {"x": x}, {"w": factor}), element)
+        assert not model.run({"x": x})["y"].any(), factor
+        assert model.run({"x": np.ones_like(x)})["y"].all(), factor
     weights = {"w": np.full((33, 17), small[0, 0], element)}
     product = Model(graph_of([Node("MatMul", ("x", "w"), ("y",))], {"x": small}, weights), element)
     assert not product.run({"x": small})["y"].any()
