@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-WORDS: Final = 40  # words in an instruction
+WORDS: Final = 48  # words in an instruction
 WORD_BYTES: Final = 8
 INSTRUCTION_BYTES: Final = WORDS * WORD_BYTES
 
@@ -139,7 +139,7 @@ class Lstm(IntEnum):
     H_STRIDE = 6
     C = 7
     C_STRIDE = 8
-    WEIGHTS = 9  # [H/16][I + H][4][16]
+    WEIGHTS = 9  # [H/16] blocks: the part of x, the part of h (kernels/weights.py)
     BIAS = 10  # [H/16][4][16]
     INPUTS = 11
     RECURRENT = 12  # units read back: H, or P with a projection
@@ -168,6 +168,9 @@ class Lstm(IntEnum):
     INNER_ROWS = 35  # batch rows within a row, where INNER is given
     X_OUTER = 36  # from row to row of the program, where a row holds several batch rows
     Y_OUTER = 37
+    X_ROOM = 38  # scratch: HOIST steps of rows of x in the form the products take them, or -1
+    H_ROOM = 39  # as much for h
+    UNIT = 40  # h is never beyond ±1 if it does not begin there
 
 
 class Cell(IntEnum):
@@ -212,6 +215,8 @@ class Recurrent(IntEnum):
     INNER_ROWS = 29
     X_OUTER = 30
     Y_OUTER = 31
+    ROOM = 32  # as Dense's
+    UNIT = 33  # h is never beyond ±1 if it does not begin there
 
 
 class Dense(IntEnum):
@@ -221,15 +226,17 @@ class Dense(IntEnum):
     X_STRIDE = 2
     OUT = 3
     OUT_STRIDE = 4
-    WEIGHTS = 5  # [N/64][K][4][16] then the rest as [n/16][K][16]
+    WEIGHTS = 5  # blocks of 64 outputs, then blocks of 16 (kernels/weights.py)
     BIAS = 6
     DEPTH = 7  # K
     WIDE = 8  # blocks of 64 outputs
     NARROW = 9  # blocks of 16 outputs
     ROWS = 10
     TIMED = 11
+    ROOM = 12  # scratch: rows in the form the products take them, or -1
 
 
+PREPARED_AT_ONCE: Final = 64  # rows put into the form the products take them, where that is another
 PLACES_AT_ONCE: Final = 24  # places of a convolution's output computed before they are put where they belong
 
 

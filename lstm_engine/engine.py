@@ -55,7 +55,7 @@ class Runner:
         words = {
             Context.CODE: self.code.ctypes.data,
             Context.ARENA: self.arena.ctypes.data,
-            Context.EXECUTOR: executor.executor(program.element).address(),
+            Context.EXECUTOR: executor.executor(program.precision).address(),
             Context.BLOCK: program.block,
             Context.STATE_BYTES: program.state_bytes,
             Context.SHADOW: program.shadow,

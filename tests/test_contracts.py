@@ -103,10 +103,11 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "codegen": {"machine"},
     "jit": {"codegen", "machine"},
     "graph": {"errors"},
+    "precision": {"graph"},
     "reference": {"errors", "graph", "vocabulary"},
     "kernels": {"encoding", "jit", "machine"},
     "emission": {"errors", "jit", "kernels", "machine"},
-    "formats": {"errors", "graph", "vocabulary"},
+    "formats": {"errors", "graph", "precision", "vocabulary"},
     "passes": {"errors", "graph", "vocabulary", "reference"},
     "program": {*_VALUES, "passes", "reference"},
     "engine": {*_VALUES, "passes", "program", "kernels", "reference"},
@@ -117,6 +118,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
 }
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
+MAY_IMPORT["program"] |= {"precision"}
 MAY_IMPORT["staged"] = {"graph", "passes", "reference"}
 MAY_IMPORT["model"] |= {"staged"}
 MAY_IMPORT["feeds"] = {"errors", "graph", "reference"}

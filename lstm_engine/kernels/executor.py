@@ -1,7 +1,7 @@
 """The executor: one compiled function that runs any Program over an arena, a whole call at a time.
 
 It takes one address (the context, encoding.Context) and returns 0, or a fault code with the place and
-value in the context. There is one image a data type; a new model compiles nothing.
+value in the context. There is one image a precision; a new model compiles nothing.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from .simd import (
     word,
     word32,
 )
+from .weights import Floats, weights_of
 
 KERNEL_SIGNATURE = types.int64(types.int64, types.int64)
 CALL_SIGNATURE = types.int64(types.int64)
@@ -75,20 +76,22 @@ FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
 SECOND_PORT = FIRST_PORT + PORT_WORDS * 8
 
 
-def build(element: str, progress: Progress) -> Callable[..., Any]:
-    """The executor of an element type as a Python function whose globals are its kernels, each compiled first."""
-    v = lanes(element)
-    product, product_narrow = product_rows(v, 4), product_rows(v, 1)
+def build(precision: str, progress: Progress) -> Callable[..., Any]:
+    """The executor of a precision as a Python function whose globals are its kernels, each compiled first."""
+    v = lanes("float64" if precision == "float64" else "float32")
+    weights = weights_of(precision, v)
+    product, product_narrow = product_rows(weights, 4), product_rows(weights, 1)
+    floats_narrow = product_narrow if type(weights) is Floats else product_rows(Floats(v), 1)
     activate = pointwise.activation(v)
     parts = {
         **rows.kernels(),
-        **lstm_kernels.kernels(v, product, product_narrow, activate),
-        "recurrent_": recurrent.recurrent_rows(v, product, product_narrow, activate),
+        **lstm_kernels.kernels(weights, product, floats_narrow, activate),
+        "recurrent_": recurrent.recurrent_rows(weights, product, product_narrow, activate),
         "convolution_": convolution.convolution_rows(v, gathering_rows(v, 4), gathering_rows(v, 1)),
-        "dense": dense_kernels.dense_rows(v, product, product_narrow),
+        "dense": dense_kernels.dense_rows(weights, product, product_narrow),
         **pointwise.kernels(v, activate),
         "reduce": reduction.reduce_rows(v),
-        "matmul_": matmul.matmul_rows(v, product_narrow),
+        "matmul_": matmul.matmul_rows(v, floats_narrow),
     }
     for done, (name, part) in enumerate(parts.items()):
         progress(name, done, len(parts) + 1)
@@ -246,9 +249,9 @@ def enter_context(cx):  # type: ignore[no-untyped-def]
 
 
 @functools.cache
-def executor(element: str) -> Compiled:
-    """The executor of an element type, not yet loaded."""
-    return Compiled(f"executor-{element}", CALL_SIGNATURE, functools.partial(build, element), nogil=True)
+def executor(precision: str) -> Compiled:
+    """The executor of a precision, not yet loaded."""
+    return Compiled(f"executor-{precision}", CALL_SIGNATURE, functools.partial(build, precision), nogil=True)
 
 
 @functools.cache

@@ -16,20 +16,27 @@ from llvmlite import ir
 from ..encoding import Context, Lstm
 from ..jit import kernel
 from .product import cell_block, lstm_block
-from .rows import copy_rows, field, locate, over_rows, ragged
+from .rows import copy_rows, field, locate, over_rows, ragged, scratch
 from .simd import Lanes, clear_bytes, float64_of_bits, never_inline, word
+from .weights import Floats
 
 PARITY = int(Context.PARITY) * 8
 (
     _, X_STRIDE, _, Y_STRIDE, _, H_STRIDE, _, C_STRIDE, WEIGHTS, BIAS, INPUTS, RECURRENT, BLOCKS, _, _, REVERSE,
     PRE, HOIST, GATES, PEEPHOLES, CLIP, ACTIVATIONS, PARAMETERS, INPUT_FORGET, _, _, PROJECTION,
-    PROJECTED_BLOCKS, HIDDEN, HIDDEN_UNITS, ZEROS, X_STEP, Y_STEP, _, _, _, _,
+    PROJECTED_BLOCKS, HIDDEN, HIDDEN_UNITS, ZEROS, X_STEP, Y_STEP, _, _, _, _, X_ROOM, H_ROOM, UNIT,
 ) = (int(f) for f in Lstm)  # fmt: skip
 
 
-def layer(v: Lanes, product: Any, product_narrow: Any, general: Any) -> Any:
-    """sequence(ip, cx, T, B, x, y, h, c): B rows over T steps, with the plain cell or (not None) a ``general`` one."""
-    fused, cell = lstm_block(v), cell_block(v)
+def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> Any:
+    """sequence(ip, cx, T, B, x, y, h, c): B rows over T steps, with the plain cell or (not None) a ``general`` one.
+
+    ``floats_narrow``: the product of a projection, whose weights are of the element type in every precision.
+    """
+    v = weights.v
+    fused, cell = lstm_block(weights), cell_block(v)
+    prepare, prepared_stride = weights.activations()
+    part_bytes = weights.part_bytes(4)
     one = v.vector_bytes
     four = 4 * one
     plain = general is None
@@ -52,10 +59,10 @@ def layer(v: Lanes, product: Any, product_narrow: Any, general: Any) -> Any:
     @kernel
     def project(ip, cx, B, hidden, stride, out, ys):  # type: ignore[no-untyped-def]
         """h = P·(o∘h(c)), no bias."""
-        units, weights, zeros = field(ip, HIDDEN_UNITS), locate(cx, field(ip, PROJECTION)), locate(cx, field(ip, ZEROS))
+        units, P, zeros = field(ip, HIDDEN_UNITS), locate(cx, field(ip, PROJECTION)), locate(cx, field(ip, ZEROS))
         q = 0
         while q < field(ip, PROJECTED_BLOCKS):
-            product_narrow(weights + q * units * one, hidden, stride, units, 0, 0, 0, zeros, 0, out + q * one, ys, B)
+            floats_narrow(P + q * units * one, hidden, stride, units, 0, 0, 0, zeros, 0, out + q * one, ys, B)
             q += 1
 
     @kernel
@@ -63,12 +70,15 @@ def layer(v: Lanes, product: Any, product_narrow: Any, general: Any) -> Any:
         """pre = bias + W·x of several steps at once: the weights are read once for all of them."""
         W, bias, pre = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS)), locate(cx, field(ip, PRE))
         inputs, blocks = field(ip, INPUTS), field(ip, BLOCKS)
-        block_bytes = (inputs + field(ip, RECURRENT)) * four
+        block_bytes = part_bytes(inputs) + part_bytes(field(ip, RECURRENT))
+        made, made_stride = (
+            prepare(scratch(ip, cx, X_ROOM), x, stride, inputs, 0, rows),
+            prepared_stride(stride, inputs),
+        )
         q = 0
         while q < blocks:
-            product(
-                W + q * block_bytes, x, stride, inputs, 0, 0, 0, bias + q * four, 0, pre + q * four, blocks * four, rows
-            )  # fmt: skip
+            z, out = bias + q * four, pre + q * four
+            product(W + q * block_bytes, made, made_stride, inputs, 0, 0, 0, z, 0, out, blocks * four, rows)
             q += 1
 
     @kernel
@@ -79,13 +89,15 @@ def layer(v: Lanes, product: Any, product_narrow: Any, general: Any) -> Any:
         W, bias = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS))
         inputs, recurrent, blocks = field(ip, INPUTS), field(ip, RECURRENT), field(ip, BLOCKS)
         pre, gates, room = locate(cx, field(ip, PRE)), locate(cx, field(ip, GATES)), field(ip, HOIST)
+        x_room, h_room, unit = scratch(ip, cx, X_ROOM), scratch(ip, cx, H_ROOM), field(ip, UNIT)
         between = x_step if B == 1 else xs  # the rows of several steps lie evenly, or are not projected at once
         hoisted = room > 1 and T > 1 and x_step == B * between
         reverse = field(ip, REVERSE) != 0
         projected = not plain and field(ip, PROJECTION) >= 0
         parity = word(cx + PARITY)
-        block_bytes, pre_row = (inputs + recurrent) * four, blocks * four
-        skipped, depth = (inputs * four, 0) if hoisted else (0, inputs)
+        x_bytes = part_bytes(inputs)
+        block_bytes, pre_row = x_bytes + part_bytes(recurrent), blocks * four
+        skipped, depth = (x_bytes, 0) if hoisted else (0, inputs)
         previous, previous_stride = h, hs
         t = 0
         while t < T:
@@ -98,6 +110,11 @@ def layer(v: Lanes, product: Any, product_narrow: Any, general: Any) -> Any:
                 at = T - 1 - t if reverse else t
                 out = y + at * y_step
                 made, made_stride = (locate(cx, field(ip, HIDDEN)), blocks * one) if projected else (out, ys)
+                x_rows, x_between = x + at * x_step, prepared_stride(xs, inputs)
+                if not hoisted:
+                    x_rows = prepare(x_room, x_rows, xs, inputs, 0, B)
+                h_rows = prepare(h_room, previous, previous_stride, recurrent, unit, B)
+                h_between = prepared_stride(previous_stride, recurrent)
                 k = 0
                 while k < blocks:
                     forward = (parity + t) & 1 == 0
@@ -106,11 +123,9 @@ def layer(v: Lanes, product: Any, product_narrow: Any, general: Any) -> Any:
                     z, zs = (pre + (at - first) * B * pre_row + q * four, pre_row) if hoisted else (bias + q * four, 0)
                     if plain and B == 1:
                         following = w + block_bytes if forward else w - block_bytes
-                        fused(w, x + at * x_step, depth, previous, recurrent, z, c + q * one, out + q * one, following)
+                        fused(w, x_rows, depth, h_rows, recurrent, z, c + q * one, out + q * one, following)
                     else:
-                        product(
-                            w, x + at * x_step, xs, depth, previous, previous_stride, recurrent, z, zs, gates, four, B
-                        )
+                        product(w, x_rows, x_between, depth, h_rows, h_between, recurrent, z, zs, gates, four, B)
                         cells(ip, cx, B, gates, q, c, made, made_stride)
                     k += 1
                 if projected:
@@ -196,8 +211,9 @@ def general_cell(v: Lanes, activate: Any) -> Any:
     return block
 
 
-def kernels(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> dict[str, Any]:
+def kernels(weights: Floats, product: Any, floats_narrow: Any, activate: Any) -> dict[str, Any]:
     """The kernels of this file by the name the executor calls them."""
-    plain = layer(v, product, product_narrow, None)
-    general = layer(v, product, product_narrow, general_cell(v, activate))
+    v = weights.v
+    plain = layer(weights, product, floats_narrow, None)
+    general = layer(weights, product, floats_narrow, general_cell(v, activate))
     return {"lstm": over_rows(plain, Lstm), "cell": over_rows(ragged(general, Lstm, state_clearing(v)), Lstm)}

@@ -181,6 +181,83 @@ class Lanes:
         return _intrinsic(len(signature_types), result_type(*signature_types), code)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Bytes in fours: integer products
+
+
+WORDS = ir.VectorType(INT32, WIDTH)
+BYTES = ir.VectorType(ir.IntType(8), 4 * WIDTH)
+HALVES = ir.VectorType(ir.IntType(16), 2 * WIDTH)
+
+
+def spread(b: ir.IRBuilder, word: ir.Value) -> ir.Value:
+    """Four bytes, sixteen times."""
+    undefined = ir.Constant(WORDS, ir.Undefined)
+    first = b.insert_element(undefined, word, ir.Constant(INT32, 0))
+    return b.shuffle_vector(first, undefined, ir.Constant(WORDS, [0] * WIDTH))
+
+
+def dot(b: ir.IRBuilder, total: ir.Value, four: ir.Value, weights: ir.Value) -> ir.Value:
+    """total[j] + Σ_i a[i]·w[j][i]: four unsigned bytes a with sixteen times four signed bytes, exactly."""
+    if target().vnni:
+        name = f"llvm.x86.avx512.vpdpbusd.{8 * target().vector_bytes}"
+        return _in_registers(b, name, total, b.bitcast(four, BYTES), weights)
+    if target().dotprod:  # signed bytes alone: Σ a·w = Σ (a - 128)·w + 128·Σ w
+        name, none = "llvm.aarch64.neon.sdot.v4i32.v16i8", ir.Constant(WORDS, [0] * WIDTH)
+        signed = b.xor(b.bitcast(four, BYTES), ir.Constant(BYTES, [-128] * 4 * WIDTH))
+        sums = _in_registers(b, name, none, ir.Constant(BYTES, [1] * 4 * WIDTH), weights)
+        total = b.add(total, b.shl(sums, ir.Constant(WORDS, [7] * WIDTH)))
+        return _in_registers(b, name, total, signed, weights)
+    # Even and odd bytes as 16-bit lanes; a sum of two neighbours' products is one instruction on x86 (pmaddwd).
+    eight = ir.Constant(HALVES, [8] * 2 * WIDTH)
+    signed, unsigned = b.bitcast(weights, HALVES), b.bitcast(four, HALVES)
+    evens = b.ashr(b.shl(signed, eight), eight), b.and_(unsigned, ir.Constant(HALVES, [0xFF] * 2 * WIDTH))
+    odds = b.ashr(signed, eight), b.lshr(unsigned, eight)
+    for w, a in (evens, odds):
+        total = b.add(total, _neighbours(b, w, a))
+    return total
+
+
+def _in_registers(b: ir.IRBuilder, name: str, total: ir.Value, *bytes_: ir.Value) -> ir.Value:
+    """An intrinsic of (words, bytes, bytes) over 16 words, as many at a time as a register holds."""
+    count = target().vector_bytes // 4
+    if count == WIDTH:
+        return call(b, name, WORDS, [total, *bytes_])
+    pieces = [
+        call(
+            b,
+            name,
+            ir.VectorType(INT32, count),
+            [_slice(b, total, first, count), *(_slice(b, x, 4 * first, 4 * count) for x in bytes_)],
+        )
+        for first in range(0, WIDTH, count)
+    ]
+    while len(pieces) > 1:
+        pieces = [_joined(b, *pieces[k : k + 2]) for k in range(0, len(pieces), 2)]
+    return pieces[0]
+
+
+def _slice(b: ir.IRBuilder, x: ir.Value, first: int, count: int) -> ir.Value:
+    pick = ir.Constant(ir.VectorType(INT32, count), list(range(first, first + count)))
+    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), pick)
+
+
+def _joined(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    count = 2 * low.type.count
+    return b.shuffle_vector(low, high, ir.Constant(ir.VectorType(INT32, count), list(range(count))))
+
+
+def _neighbours(b: ir.IRBuilder, w: ir.Value, a: ir.Value) -> ir.Value:
+    """w[2j]·a[2j] + w[2j + 1]·a[2j + 1] of 16-bit lanes, in 32 bits."""
+    wide = ir.VectorType(INT32, 2 * WIDTH)
+    product = b.mul(b.sext(w, wide), b.sext(a, wide))
+    undefined = ir.Constant(wide, ir.Undefined)
+    even, odd = (
+        b.shuffle_vector(product, undefined, ir.Constant(WORDS, list(range(first, 2 * WIDTH, 2)))) for first in (0, 1)
+    )
+    return b.add(even, odd)
+
+
 def _intrinsic(count: int, signature: Any, code: Any) -> Any:
     """An intrinsic of ``count`` arguments: Numba reads the number off the Python signature."""
 

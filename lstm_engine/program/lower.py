@@ -27,6 +27,7 @@ from .arena import CANARY_BYTES, Buffer, aligned, place
 from .packing import Store
 from .program import Field, HostCall, HostOperand, Instruction, Pinned, Place, Port, Program, Rows, StateSlot, Stretch
 from .validate import TAIL, validate
+from .weights import form_of
 
 #: Rows (steps × batch) a block of a run aims at: weights beyond the second-level cache are then read seldom enough
 #: (bench row `sequence-h512-b16`: 256 rows take 3 % less than 64).
@@ -101,12 +102,13 @@ def block_steps(batch: int, streamed: bool) -> int:
 class Lowering:
     """One lowering under way: where each tensor lies, and the instructions so far."""
 
-    def __init__(self, graph: Graph, known: Specialised, plan: Plan, store: Store, element: str) -> None:
+    def __init__(self, graph: Graph, known: Specialised, plan: Plan, store: Store, precision: str) -> None:
         self.graph = graph
         self.known = known
         self.plan = plan
         self.store = store
-        self.dtype = np.dtype(element)
+        self.weights = form_of(precision)
+        self.dtype = self.weights.dtype
         self.roles = assign_roles(graph, known)
         if plan.flat:
             self.roles = replace(self.roles, time=())
@@ -503,7 +505,7 @@ class Lowering:
         self._check_size(end)
         code = np.stack([instruction.encoded() for instruction in self.instructions])
         program = Program(
-            element=self.dtype.name,
+            precision=self.weights.precision,
             batch=self.batch,
             block=self.block,
             causal=self.plan.causal,

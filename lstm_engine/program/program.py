@@ -166,7 +166,7 @@ class Program:
     of steps runs block by block; ``fallible``: a call may fail half-way (a token out of range).
     """
 
-    element: str
+    precision: str  # of the weights
     batch: int
     block: int
     causal: bool
