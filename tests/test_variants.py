@@ -296,6 +296,46 @@ def test_lesser_variants_in_float64(warm_environment: dict[str, str], tmp_path: 
     assert_variants_hold("float64", warm_environment, tmp_path)
 
 
+#: Weights of fewer bits: what a few models give in each precision, whole and in chunks.
+NARROW = """
+import sys, numpy as np
+import cases, lstm_engine as le
+outputs = {}
+for case in (cases.LayerCase(H=64, I=33, T=21, B=1), cases.NetCase(hidden=(40, 17), head="dense_softmax", B=9, T=12)):
+    for precision in ("bfloat16", "int8"):
+        model = le.load(case.model(), precision=precision)
+        (name, x), = case.feeds().items()
+        whole = model.stream(case.B).feed({name: x})
+        stream = model.stream(case.B)
+        parts = [stream.feed({name: part}) for part in np.split(x, [1, 6])]
+        whole, *parts = ([y] if not isinstance(y, dict) else list(y.values()) for y in (whole, *parts))
+        for k, y in enumerate(whole):
+            cases.assert_same_bits(np.concatenate([part[k] for part in parts]), y)
+            outputs[f"{case} {precision} {k}"] = y
+np.savez(sys.argv[1], **outputs)
+"""
+
+
+@x86
+@pytest.mark.nightly
+def test_weights_of_fewer_bits(warm_environment: dict[str, str], tmp_path: Path) -> None:
+    """Integer products are exact, whichever instruction makes them: the same bits with and without it."""
+
+    def outputs(wish: str) -> dict[str, np.ndarray]:
+        path = tmp_path / f"{wish}.npz"
+        child(f"import sys; sys.argv[1:] = [{str(path)!r}]\n{NARROW}", warm_environment, LSTM_ENGINE_VARIANT=wish)
+        with np.load(path) as loaded:
+            return dict(loaded)
+
+    fused = [variant for variant in HERE if variant != "x86-64"]
+    wishes = [*fused, *([f"{HERE[0]},-avx512vnni"] if "avx512vnni" in native().enabled else [])]
+    if len(wishes) < 2:
+        pytest.skip("one way to make them here")
+    first, *others = map(outputs, wishes)
+    for other in others:
+        assert_same_bits(other, first)
+
+
 WIDE: Final = ("parity", "properties", "instructions", "maths", "zoo", "random_operators")
 
 
