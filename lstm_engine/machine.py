@@ -11,7 +11,7 @@ import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -179,7 +179,7 @@ def native() -> Target:
             found.update({name: False for name in found if name.startswith("avx")})
         features = found.flatten()
     here = Target.of(llvm.get_process_triple(), config.CPU_NAME or llvm.get_host_cpu_name(), features)
-    return here if not here.amx or _tiles_offered() else replace(here, amx=False)
+    return here if not here.amx or _tiles_offered() else here.without(sorted(_TILES))
 
 
 def _tiles_offered() -> bool:

@@ -360,7 +360,7 @@ def test_whole_files_under(variant: str, file: str, warm_environment: dict[str, 
 
 #: What code may leave for the linker: the C library's moves, which LLVM itself asks for. No mathematics, nothing of
 #: Python's or Numba's.
-FOREIGN: Final = {"memcpy", "memmove", "memset"}
+FOREIGN: Final = {"memcpy", "memmove", "memset", "bzero"}
 
 
 def undefined(assembly: str) -> set[str]:
@@ -376,8 +376,8 @@ def exported(assembly: str) -> list[str]:
     return re.findall(r"^\t\.globl\s+(\S+)", assembly, re.MULTILINE)
 
 
-def assert_neon(assembly: str, element: str) -> None:
-    lanes = "4s" if element == "float32" else "2d"
+def assert_neon(assembly: str, precision: str) -> None:
+    lanes = "2d" if precision == "float64" else "4s"
     assert len(re.findall(rf"\tfmla(?:\.{lanes}\s|\s+v\d+\.{lanes}, )", assembly)) > 100
     assert re.findall(r"\tmsr\s+fpcr", assembly, re.IGNORECASE), "denormals"
     assert undefined(assembly) <= FOREIGN
@@ -388,19 +388,42 @@ def test_aarch64_is_emitted() -> None:
     assert_neon(emit(Target.of(ARM, "cortex-a72"), "float32", assembly=True).decode(), "float32")
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("element", ["float32", "float64"])
-@pytest.mark.parametrize(("triple", "cpu"), [(ARM, "neoverse-n1"), ("arm64-apple-macosx12.0.0", "apple-m1")])
-def test_other_arms_are_emitted(triple: str, cpu: str, element: str) -> None:
-    assert_neon(emit(Target.of(triple, cpu), element, assembly=True).decode(), element)
+PRECISIONS: Final = ("float32", "float64", "bfloat16", "int8")
+#: The instruction that multiplies bytes, of a CPU's name and its features.
+BYTE_PRODUCTS: Final = {
+    (ARM, "cortex-a72", ""): "smull",
+    (ARM, "neoverse-n1", ""): "sdot",
+    ("arm64-apple-macosx12.0.0", "apple-m1", ""): "sdot",
+    (LINUX, "x86-64", ""): "pmaddwd",
+    (LINUX, "x86-64-v3", ""): "vpmaddwd",
+    (LINUX, "alderlake", "+avx2,+fma,+avxvnni"): "vpdpbusd",
+    (LINUX, "x86-64-v4", ""): "vpmaddwd",
+    (LINUX, "icelake-server", "+avx512f,+avx512bw,+avx512vl,+avx512vnni"): "vpdpbusd",
+}
+
+
+def assert_bytes(assembly: str, machine: tuple[str, str, str], precision: str) -> None:
+    """The byte products, and no lesser ones, where weights are bytes."""
+    used = {name for name in set(BYTE_PRODUCTS.values()) if re.search(rf"\t{name}(?:\.\w+)?\s", assembly)}
+    assert used == ({BYTE_PRODUCTS[machine]} if precision == "int8" else set())
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("element", ["float32", "float64"])
-@pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v3", "x86-64-v4"])
-def test_each_x86_64_is_emitted(cpu: str, element: str) -> None:
-    target = Target.of(LINUX, cpu)
-    assembly = emit(target, element, assembly=True).decode()
+@pytest.mark.parametrize(
+    ("machine", "precision"),
+    [
+        *((machine, "int8") for machine in BYTE_PRODUCTS),
+        *((list(BYTE_PRODUCTS)[0], precision) for precision in PRECISIONS[1:3]),
+        *((list(BYTE_PRODUCTS)[4], precision) for precision in PRECISIONS[:3]),
+    ],
+)
+def test_each_is_emitted(machine: tuple[str, str, str], precision: str) -> None:
+    target = Target.of(*machine)
+    assembly = emit(target, precision, assembly=True).decode()
+    assert_bytes(assembly, machine, precision)
+    if target.variant == "neon":
+        assert_neon(assembly, precision)
+        return
     assert undefined(assembly) <= FOREIGN
     assert exported(assembly) == [SYMBOL]
     assert {name[0] for name in re.findall(r"%([xyz]mm|k[0-7])", assembly)} <= REGISTERS[target.variant]
