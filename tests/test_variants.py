@@ -216,26 +216,31 @@ def denormals_are_zero(element: str) -> None:
 
 
 def print_assembly(element: str) -> None:
-    """Facts of the assembly of one dense kernel, entry and all, and of a function that the user compiles beside it."""
+    """Facts of the assembly of one kernel, entry and all, and of a function that the user compiles beside it."""
     import numba
 
-    from lstm_engine.jit import Compiled
-    from lstm_engine.kernels import dense
+    from lstm_engine.jit import Compiled, kernel
+    from lstm_engine.kernels import maths
     from lstm_engine.kernels.executor import CALL_SIGNATURE, _with_globals
-    from lstm_engine.kernels.product import product_rows
     from lstm_engine.kernels.simd import lanes
     from lstm_engine.machine import target
 
-    def call(cx: int) -> int:
-        return part(cx, cx)  # type: ignore[name-defined, no-any-return]  # noqa: F821
-
     v = lanes(element)
+    activate = v.intrinsic(lambda b, at: v.store(b, maths.sigmoid(v, b, v.load(b, at)), at), "a", "")
+
+    def call(at: int) -> int:
+        return activated(at)  # type: ignore[name-defined, no-any-return]  # noqa: F821
 
     def build(progress: Any) -> Any:
-        return _with_globals(call, {"part": dense.dense_rows(v, product_rows(v, 4), product_rows(v, 1))})
+        @kernel
+        def activated(at: int) -> int:
+            activate(at)
+            return at
+
+        return _with_globals(call, {"activated": activated})
 
     os.environ["LSTM_ENGINE_CACHE"] = "off"
-    image = Compiled("dense-alone", CALL_SIGNATURE, build, nogil=True)
+    image = Compiled("sigmoid-alone", CALL_SIGNATURE, build, nogil=True)
     image.load()
 
     @numba.njit
@@ -353,7 +358,6 @@ def test_whole_files_under(variant: str, file: str, warm_environment: dict[str, 
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout
 
 
 # --- other machines, emitted ------------------------------------------------------------------------------------------
@@ -388,14 +392,15 @@ def test_aarch64_is_emitted() -> None:
     assert_neon(emit(Target.of(ARM, "cortex-a72"), "float32", assembly=True).decode(), "float32")
 
 
-PRECISIONS: Final = ("float32", "float64", "bfloat16", "int8")
+A72: Final = (ARM, "cortex-a72", "")
+V3: Final = (LINUX, "x86-64-v3", "")
 #: The instruction that multiplies bytes, of a CPU's name and its features.
 BYTE_PRODUCTS: Final = {
-    (ARM, "cortex-a72", ""): "smull",
+    A72: "smull",
     (ARM, "neoverse-n1", ""): "sdot",
     ("arm64-apple-macosx12.0.0", "apple-m1", ""): "sdot",
     (LINUX, "x86-64", ""): "pmaddwd",
-    (LINUX, "x86-64-v3", ""): "vpmaddwd",
+    V3: "vpmaddwd",
     (LINUX, "alderlake", "+avx2,+fma,+avxvnni"): "vpdpbusd",
     (LINUX, "x86-64-v4", ""): "vpmaddwd",
     (LINUX, "icelake-server", "+avx512f,+avx512bw,+avx512vl,+avx512vnni"): "vpdpbusd",
@@ -413,8 +418,7 @@ def assert_bytes(assembly: str, machine: tuple[str, str, str], precision: str) -
     ("machine", "precision"),
     [
         *((machine, "int8") for machine in BYTE_PRODUCTS),
-        *((list(BYTE_PRODUCTS)[0], precision) for precision in PRECISIONS[1:3]),
-        *((list(BYTE_PRODUCTS)[4], precision) for precision in PRECISIONS[:3]),
+        *((machine, precision) for machine in (A72, V3) for precision in ("float64", "bfloat16")),
     ],
 )
 def test_each_is_emitted(machine: tuple[str, str, str], precision: str) -> None:
