@@ -38,13 +38,23 @@ DEBUG_KNOB: Final = Knob(
     "'1' puts canaries between buffers, checked after each call, and shows tracebacks on the command line",
     "0",
 )
+THREADS_KNOB: Final = Knob(
+    "LSTM_ENGINE_THREADS",
+    "most threads one call may use, the caller's own included; 1 starts none",
+    "the cores this process may use",
+)
+SPIN_KNOB: Final = Knob(
+    "LSTM_ENGINE_SPIN",
+    "microseconds a thread of the engine's stays awake without work before it sleeps",
+    "50",
+)
 VARIANT_KNOB: Final = Knob(
     "LSTM_ENGINE_VARIANT",
     "code for a lesser CPU: 'avx512', 'avx2', 'x86-64' or 'neon', then features to do without ('avx512,-avx512vnni')",
     "the best variant of this CPU",
 )
 KNOBS: Final[Mapping[str, Knob]] = MappingProxyType(
-    {knob.name: knob for knob in (CACHE_KNOB, DEBUG_KNOB, VARIANT_KNOB)}
+    {knob.name: knob for knob in (CACHE_KNOB, DEBUG_KNOB, THREADS_KNOB, SPIN_KNOB, VARIANT_KNOB)}
 )
 
 
@@ -262,3 +272,13 @@ def cache_sizes() -> dict[str, int]:
         if kind != "Instruction" and size.endswith("K"):
             sizes[f"L{level}"] = int(size[:-1]) * 1024
     return sizes
+
+
+def cores() -> int:
+    """Cores this process may use: those it is bound to, at most as many as its control group pays for."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(bound, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such control, or 'max'
+        return bound
