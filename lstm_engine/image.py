@@ -223,7 +223,9 @@ def digest() -> str:
 
     state = hashlib.sha256()
     root = Path(__file__).parent
-    sources = [root / f"{name}.py" for name in ("encoding", "image", "images", "jit", "machine", "vocabulary")]
+    sources = [
+        root / f"{name}.py" for name in ("codegen", "encoding", "image", "images", "jit", "machine", "vocabulary")
+    ]
     for path in sorted([*sources, *(root / "kernels").glob("*.py")]):
         state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     facts: Iterable[object] = (

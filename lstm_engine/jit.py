@@ -15,6 +15,7 @@ import numba
 from llvmlite import ir
 from numba import types
 
+from .codegen import ObjectCodegen, compiling, lent
 from .image import PYTHON, Export, symbol
 from .machine import target
 
@@ -48,10 +49,7 @@ def compile_kernel(dispatcher: Any, parameters: int) -> Any:
 
 def compile_image(name: str, exports: Mapping[str, Export], build: Callable[[], Mapping[str, Any]]) -> bytes:
     """The object file of an image: the kernels that ``build`` makes, and an entry for each export."""
-    from numba.core.registry import cpu_target
-
-    context = cpu_target.target_context
-    with _one_module() as make_library:
+    with compiling() as context, _one_module(context.codegen()) as make_library:
         kernels = build()
         library = make_library(name, {symbol(name, export) + end for export in exports for end in ("", PYTHON)})
         module = library.create_ir_module(name)
@@ -65,6 +63,18 @@ def compile_image(name: str, exports: Mapping[str, Export], build: Callable[[], 
         return bytes(_target_machine().emit_object(library._final_module))
 
 
+def emit_kernel(symbol: str, build: Callable[[], Any], assembly: bool = False) -> bytes:
+    """An object file (or its assembly text) of a kernel for target(), whosever CPU that is: ``int64 symbol(int64)``.
+
+    Kernels compiled in this process before would be linked as they are, and what LLVM cannot emit for the target
+    aborts the process: `emission.py` gives each object a process of its own.
+    """
+    machine = ObjectCodegen(target())
+    with lent(machine) as context:
+        compiled = compile_kernel(build(), 1)
+        return machine.emit(symbol, context, compiled.library, compiled.fndesc, assembly)
+
+
 def _target_machine() -> llvm.TargetMachine:
     """What emits code for the target."""
     facts = target()
@@ -74,7 +84,7 @@ def _target_machine() -> llvm.TargetMachine:
 
 
 @contextmanager
-def _one_module() -> Iterator[Callable[[str, set[str]], Any]]:
+def _one_module(codegen: Any) -> Iterator[Callable[[str, set[str]], Any]]:
     """Compile kernels as parts of an image: none is optimised or made into machine code by itself.
 
     Numba does both for every function together with all that it calls, again and again; an image needs it once, at its
@@ -83,9 +93,7 @@ def _one_module() -> Iterator[Callable[[str, set[str]], Any]]:
     """
     from numba.core import codegen as numba_codegen
     from numba.core.compiler_lock import global_compiler_lock
-    from numba.core.registry import cpu_target
 
-    codegen = cpu_target.target_context.codegen()
     whole = getattr(numba_codegen, "JITCodeLibrary", None)
     inner = ("_optimize_final_module", "_finalize_final_module", "_get_module_for_linking", "get_pointer_to_function")
     if getattr(codegen, "_library_class", None) is not whole or not all(hasattr(whole, name) for name in inner):

@@ -330,7 +330,7 @@ def test_old_generations_are_swept(environment: dict[str, str], folder: Path) ->
 
 DIGEST = "from lstm_engine.image import digest; print(digest())"
 SOURCES: Final = [
-    *("encoding.py", "image.py", "images.py", "jit.py", "machine.py", "vocabulary.py"),
+    *("codegen.py", "encoding.py", "image.py", "images.py", "jit.py", "machine.py", "vocabulary.py"),
     *(f"kernels/{p.name}" for p in (PACKAGE / "kernels").glob("*.py")),
 ]
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from cases import FEW, Case, LayerCase, NetCase, assert_same_bits, model_of, steps_of
-from test_contracts import child
+from processes import child
 
 from lstm_engine import image, images
 from lstm_engine.encoding import Opcode
