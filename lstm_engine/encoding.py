@@ -173,8 +173,8 @@ class Lstm(IntEnum):
     UNIT = 40  # h is never beyond ±1 if it does not begin there
     PARTS = 41  # shares that the units of a step are cut into, one of them the caller's own
     JOBS = 42  # scratch of nobody else: a Share for each other part, or -1
-    STAGED = 43  # scratch of nobody else: c and h [ROWS][BLOCKS], and GATES for each other part, or -1
-    PRE_STAGED = 44  # scratch of nobody else, as PRE, or -1
+    STAGED = 43  # scratch of nobody else: c and h [ROWS][BLOCKS] and GATES for each other part, or -1
+    PRE_STAGED = 44  # scratch of nobody else: a PRE for each other part, or -1
 
 
 class Share(IntEnum):
@@ -428,6 +428,7 @@ MOST_AXES: Final = 8  # of an array that a Form describes
 NOT_FITTING: Final = -1  # the arrays need converting first
 BUSY: Final = -2  # another caller is running on this context
 RUNG: Final = -3  # done, and a helping thread would have been of use that sleeps
+ABSENT: Final = -4  # an instruction whose kernel this image does not have
 
 
 class Worker(IntEnum):
@@ -441,6 +442,7 @@ class Worker(IntEnum):
     WITHDRAWN = 4  # number of the last job taken back
     REST = 5  # how long no job is offered after the last that came late; 0: the last came in time
     RESUME = 6  # when the next may be offered
+    WORKED = 7  # time that jobs done for callers have taken, all told
     # the job: written by the owner, watched by the worker
     TICKET = 16  # number of the job offered last
     FUNCTION = 17  # address of a C function int64(int64)
@@ -449,7 +451,7 @@ class Worker(IntEnum):
     BEGUN = 32  # number of the last job that was begun, or taken back before it was
     # written by the worker, watched by the owner
     DONE = 48  # number of the last job the worker is through with: finished, or found withdrawn
-    WORKED = 49  # time spent in jobs, all told
+    LASTED = 49  # how long that one took
     # seldom written
     AWAKE = 64  # 1 while the worker watches
     STOP = 65  # 1: it shall leave

@@ -45,9 +45,9 @@ class Workers:
         _all.append(self)
 
     def _set_up(self, spin_seconds: float) -> None:
-        from .kernels.workers import reader
+        from .images import clock
 
-        self._clock, self._rate = reader(), ticks_per_second()
+        self._clock, self._rate = clock(), ticks_per_second()
         self._spin = int(spin_seconds * self._rate)
         self._rise = RISE * self._spin
         self._hold = [int(seconds * self._rate) for seconds in HOLD]
@@ -102,7 +102,7 @@ class Workers:
             self._guard.release()
 
     def _judge(self, helper: _Helper) -> None:
-        """A wake has paid if the worker then worked for as long as a burst is waited for: if not, it is left asleep the
+        """A wake has paid if the worker then did as much work as a burst is waited for: if not, it is left asleep the
         longer after this one.
         """
         worked, (least, most) = helper.words[Worker.WORKED], self._hold
@@ -152,7 +152,7 @@ class _Helper:
     """One worker: its block, the lock it sleeps on, its thread."""
 
     def __init__(self, number: int, block: np.ndarray) -> None:
-        from .kernels.workers import server
+        from .images import server
 
         self.number = number
         self.address = int(block.ctypes.data)
@@ -166,7 +166,7 @@ class _Helper:
         self._sleeping = threading.Lock()
         self._sleeping.acquire()
         self.hold = 0  # how long it is left asleep now
-        self.worked = self.words[Worker.WORKED]  # time spent in jobs when it was last woken
+        self.worked = self.words[Worker.WORKED]  # the work it had done when it was last woken
         self.words[Worker.WANTED] = self.words[Worker.STOP] = 0
 
     def start(self) -> bool:
@@ -244,9 +244,9 @@ def ticks_per_second() -> float:
 
 def _both_clocks() -> tuple[int, int]:
     """Ticks and nanoseconds at the same moment: of a few readings the one least disturbed."""
-    from .kernels.workers import reader
+    from .images import clock
 
-    ticks = reader()
+    ticks = clock()
     readings = [(ticks(), time.perf_counter_ns(), ticks()) for _ in range(8)]
     before, nanoseconds, after = min(readings, key=lambda reading: reading[2] - reading[0])
     return (before + after) // 2, nanoseconds
