@@ -2,8 +2,8 @@
 
 Shared by the lowering, which writes it, and the kernels, which read it. All words are int64. An
 instruction is WORDS words: the opcode, then the fields below. An operand is an offset into the arena
-(even) or an offset into the constants with bit 0 set (``constant(offset)``); data are at least
-four-byte aligned, so the bit is free. Strides and sizes are in bytes unless a name says elements.
+or an address in the constants with the bit CONSTANT set (``constant(address)``). Strides and sizes are in
+bytes unless a name says elements.
 
 A tensor in the arena is rows: [T if timed][B][width], each row padded to whole vectors.
 """
@@ -16,6 +16,7 @@ from typing import Final
 WORDS: Final = 40  # words in an instruction
 WORD_BYTES: Final = 8
 INSTRUCTION_BYTES: Final = WORDS * WORD_BYTES
+CONSTANT: Final = 1 << 62  # no address has this bit
 
 
 class Opcode(IntEnum):
@@ -72,7 +73,10 @@ class Rearrange(IntEnum):
 
 
 class Reduce(IntEnum):
-    """Fields of REDUCE: out[j] = f over k of x[PLACES[j] + OFFSETS[k]], times SCALE."""
+    """Fields of REDUCE: out[j] = f over k of x[PLACES[j] + OFFSETS[k]], times SCALE.
+
+    With a code of class Extreme out[j] is k itself, an int64, and SCALE counts for nothing.
+    """
 
     X = 1
     X_STRIDE = 2
@@ -82,11 +86,12 @@ class Reduce(IntEnum):
     COUNT = 6  # elements of a row of the result
     OFFSETS = 7  # table, in bytes
     DEPTH = 8  # elements each is made of, at least one
-    NEIGHBOURS = 9  # the places follow one another: whole vectors at once
-    FUNCTION = 10  # class Operation: ADD, MINIMUM, MAXIMUM
-    SCALE = 11  # bits of a float64
-    ROWS = 12
-    TIMED = 13
+    GROUPS = 9  # table of what is made at once: an element j and 0, or the first of 16 and how far apart their places are
+    GROUP_COUNT = 10
+    FUNCTION = 11  # class Operation: ADD, MINIMUM, MAXIMUM; class Extreme, without groups
+    SCALE = 12  # bits of a float64
+    ROWS = 13
+    TIMED = 14
 
 
 class Matmul(IntEnum):
@@ -234,14 +239,17 @@ PLACES_AT_ONCE: Final = 24  # places of a convolution's output computed before t
 
 
 class Convolution(IntEnum):
-    """Fields of CONVOLUTION. Tables are int64 offsets in bytes."""
+    """Fields of CONVOLUTION. Tables are int64 offsets in bytes.
+
+    The lanes of a vector are 16 outputs at one place, or, where SPAN_COUNT is given, 16 neighbouring places of one.
+    """
 
     X = 1
     X_STRIDE = 2
     OUT = 3
     OUT_STRIDE = 4
-    WEIGHTS = 5  # of each group as DENSE's
-    BIAS = 6  # [group][whole vectors of outputs]
+    WEIGHTS = 5  # of each group as DENSE's; [group][OUTPUTS][K] with spans
+    BIAS = 6  # [group][whole vectors of outputs]; [group][OUTPUTS] with spans
     DEPTH = 7  # elements a place of the output is summed over: K
     GROUPS = 8
     GROUP_BYTES = 9  # of the (padded) row that a group of channels takes
@@ -257,9 +265,12 @@ class Convolution(IntEnum):
     LINE_BYTES = 19
     PADDED = 20  # scratch: the padded row, or -1
     PADDED_BYTES = 21
-    TILES = 22  # scratch: PLACES_AT_ONCE × 4 vectors
+    TILES = 22  # scratch: PLACES_AT_ONCE × 4 vectors, or -1 with spans
     ROWS = 23
     TIMED = 24
+    SPANS = 25  # table: of 16 neighbouring places the first, as in PLACES and in TARGETS
+    SPAN_COUNT = 26  # 0: the lanes are outputs
+    FLOOR = 27  # bits of a float64: the least that is written (0 for a Relu), -inf: anything
 
 
 class Map(IntEnum):
@@ -345,6 +356,15 @@ class Operation(IntEnum):
     RECTIFY = 6  # x where it is positive, else x·y (PRelu)
 
 
+class Extreme(IntEnum):
+    """Codes of REDUCE beside Operation's: which of the elements is greatest or least, as an int64."""
+
+    FIRST_GREATEST = 16
+    LAST_GREATEST = 17
+    FIRST_LEAST = 18
+    LAST_LEAST = 19
+
+
 class Context(IntEnum):
     """Words of the context, the one argument of the executor."""
 
@@ -399,9 +419,9 @@ class Form(IntEnum):
 FORM_WORDS: Final = 24
 
 
-def constant(offset: int) -> int:
-    """Operand for an offset (or absolute address) into the constants."""
-    return offset | 1
+def constant(address: int) -> int:
+    """Operand for an address in the constants."""
+    return address | CONSTANT
 
 
 def port_word(port: int, word: Port) -> int:

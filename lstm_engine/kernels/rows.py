@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..encoding import PORT_WORDS, Context, Copy, Embed, Port, Rearrange
+from ..encoding import CONSTANT, PORT_WORDS, Context, Copy, Embed, Port, Rearrange
 from ..jit import kernel
 from .simd import copy_bytes, half, never_inline, set_half, set_word, word, word32
 
@@ -23,9 +23,9 @@ def field(ip: int, index: int) -> int:
 
 @kernel
 def locate(cx: int, operand: int) -> int:
-    """Address of an operand: in the constants where its bit 0 is set, else in the arena."""
-    if operand & 1:
-        return word(cx + CONSTANTS) + operand - 1
+    """Address of an operand: in the constants where it says so, else in the arena."""
+    if operand & CONSTANT:
+        return word(cx + CONSTANTS) + (operand ^ CONSTANT)
     return word(cx + ARENA) + operand
 
 

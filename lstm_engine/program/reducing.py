@@ -8,12 +8,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..encoding import Opcode, Operation, Reduce
+from ..encoding import Extreme, Opcode, Operation, Reduce
 from ..graph import Node
 from ..reference.windows import pool_windows
 from .convolution import MOST_ENTRIES, grid, table
 from .lower import Lowering, NoInstructionError, emits
 from .pointwise import emit_join
+from .packing import LANES, blocks
 from .program import Rows
 from .rearranging import rearranged_row
 
@@ -27,6 +28,8 @@ REDUCTIONS: Final = {
 }
 #: Results that follow one another are made a vector at a time from so many on.
 FEWEST_NEIGHBOURS: Final = 8
+#: How far apart, in elements, places may lie that are read a vector at a time.
+EVEN: Final = (1, 2)
 
 
 @emits(*REDUCTIONS)
@@ -82,14 +85,20 @@ def _places(axes: list[tuple[int, int]]) -> np.ndarray:
 
 
 def emit_reduce(
-    low: Lowering, result: str, operation: Operation, x: Rows, places: np.ndarray, offsets: np.ndarray, scale: float
+    low: Lowering,
+    result: str,
+    operation: Operation | Extreme,
+    x: Rows,
+    places: np.ndarray,
+    offsets: np.ndarray,
+    scale: float,
 ) -> Rows:
     """Append REDUCE; returns where its result lies."""
     if max(places.size, offsets.size) > MOST_ENTRIES:
         raise NoInstructionError("it is larger than the tables allow")
-    size = low.dtype.itemsize
-    out = low.new_rows(result, x.timed, x.batched, places.size, low.dtype)
-    together = places.size >= FEWEST_NEIGHBOURS and bool((np.diff(places) == size).all())
+    which = isinstance(operation, Extreme)
+    groups = np.empty((0, 2), np.int64) if which else _groups(places, low.dtype.itemsize)
+    out = low.new_rows(result, x.timed, x.batched, places.size, np.int64 if which else low.dtype)
     low.emit(
         Opcode.REDUCE,
         {
@@ -101,7 +110,8 @@ def emit_reduce(
             Reduce.COUNT: places.size,
             Reduce.OFFSETS: table(low, offsets),
             Reduce.DEPTH: offsets.size,
-            Reduce.NEIGHBOURS: int(together),
+            Reduce.GROUPS: table(low, groups),
+            Reduce.GROUP_COUNT: len(groups),
             Reduce.FUNCTION: int(operation),
             Reduce.SCALE: int(np.float64(scale).view(np.int64)),
             Reduce.ROWS: low.per_step(x),
@@ -111,6 +121,29 @@ def emit_reduce(
         operations=places.size * offsets.size * low.per_step(x),
     )
     return out
+
+
+def _groups(places: np.ndarray, size: int) -> np.ndarray:
+    """What is made at once, [count, 2]: 16 elements whose places lie evenly, or one (how far apart, or 0).
+
+    The last of several vectors may overlap the one before, but where all places are neighbours: rows are padded.
+    """
+    apart = np.diff(places) // size
+    even = np.isin(apart, EVEN) & (np.diff(places) % size == 0)
+    breaks = np.flatnonzero(~even | (np.diff(apart, prepend=apart[:1]) != 0)) + 1
+    starts = np.concatenate([[0], breaks])
+    lengths = np.diff(np.concatenate([starts, [places.size]]))
+    if len(starts) == 1 and places.size >= FEWEST_NEIGHBOURS and apart[0] == 1:
+        firsts = np.arange(0, places.size, LANES)
+        return np.stack([firsts, np.ones_like(firsts)], axis=1)
+    whole = lengths >= LANES
+    alone = np.flatnonzero(np.repeat(~whole, lengths))
+    groups = [np.stack([alone, np.zeros_like(alone)], axis=1)]
+    for start, length in zip(starts[whole], lengths[whole], strict=True):
+        firsts = start + np.minimum(np.arange(blocks(length)) * LANES, length - LANES)
+        groups.append(np.stack([firsts, np.full_like(firsts, apart[start])], axis=1))
+    joined = np.concatenate(groups)
+    return np.ascontiguousarray(joined[np.argsort(joined[:, 0], kind="stable")])
 
 
 @emits("MaxPool", "AveragePool")

@@ -20,6 +20,7 @@ from ..encoding import (
     Copy,
     Dense,
     Embed,
+    Extreme,
     Join,
     Lstm,
     Map,
@@ -211,11 +212,17 @@ def _rearrange(f: Any, steps: int, element: int, vector: int, block: int) -> Ite
 
 
 def _reduce(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
-    rows, count, whole = steps * f[Reduce.ROWS], f[Reduce.COUNT], f[Reduce.NEIGHBOURS]
+    rows, count = steps * f[Reduce.ROWS], f[Reduce.COUNT]
     places, offsets = _table(f[Reduce.PLACES], count), _table(f[Reduce.OFFSETS], f[Reduce.DEPTH])
-    read = _farthest(places) + _farthest(offsets) + element
-    written = -(-count // LANES) * vector if whole else count * element
-    yield Extent(Reduce.X, _span(rows, f[Reduce.X_STRIDE], 1, 0, read), False)
+    read, written = _farthest(places) + element, count * (8 if f[Reduce.FUNCTION] in tuple(Extreme) else element)
+    if f[Reduce.GROUP_COUNT]:
+        groups = _table(f[Reduce.GROUPS], 2 * f[Reduce.GROUP_COUNT])
+        firsts, apart = (groups[side::2] if len(groups) > 1 else groups for side in range(2))
+        inside = len(places) == count and _farthest(firsts) < count
+        begin = places[firsts] if inside else np.array([NOWHERE])
+        read = max(read, _farthest(begin + ((LANES - 1) * apart + 1) * element))
+        written = max(written, _farthest(firsts + np.where(apart > 0, LANES, 1)) * element)
+    yield Extent(Reduce.X, _span(rows, f[Reduce.X_STRIDE], 1, 0, read + _farthest(offsets)), False)
     yield Extent(Reduce.OUT, _span(rows, f[Reduce.OUT_STRIDE], 1, 0, written), True)
 
 
@@ -234,24 +241,29 @@ def _matmul(f: Any, steps: int, element: int, vector: int, block: int) -> Iterat
 
 
 def _convolution(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
-    def farthest(table: Convolution, count: int) -> int:
-        return _farthest(_table(f[table], count))
-
     rows, groups, outputs = steps * f[Convolution.ROWS], f[Convolution.GROUPS], f[Convolution.OUTPUTS]
-    depth, vectors, count = f[Convolution.DEPTH], f[Convolution.VECTORS], f[Convolution.COUNT]
-    read = farthest(Convolution.PLACES, count) + farthest(Convolution.OFFSETS, depth) + element
-    read += (groups - 1) * f[Convolution.GROUP_BYTES]
-    written = (groups * outputs - 1) * f[Convolution.PLANE] + farthest(Convolution.TARGETS, count) + element
+    depth, spans = f[Convolution.DEPTH], f[Convolution.SPAN_COUNT]
+    if spans:
+        table = _table(f[Convolution.SPANS], 2 * spans)
+        place, target = _farthest(table[::2]) + vector, _farthest(table[-1::-2]) + vector
+        sums = groups * outputs * element
+    else:
+        tables = [_table(f[name], f[Convolution.COUNT]) for name in (Convolution.PLACES, Convolution.TARGETS)]
+        place, target = (_farthest(table) + element for table in tables)
+        sums = groups * f[Convolution.VECTORS] * vector
+        yield Extent(Convolution.TILES, PLACES_AT_ONCE * 4 * vector, True)
+    read = place + _farthest(_table(f[Convolution.OFFSETS], depth)) + (groups - 1) * f[Convolution.GROUP_BYTES]
+    written = (groups * outputs - 1) * f[Convolution.PLANE] + target
     lines, line = f[Convolution.LINE_COUNT], f[Convolution.LINE_BYTES]
     if lines:
-        yield Extent(Convolution.PADDED, max(read, farthest(Convolution.LINES, lines) + line), True)
+        to = _farthest(_table(f[Convolution.LINES], lines)) + line
+        yield Extent(Convolution.PADDED, max(read, to), True)
         yield Extent(Convolution.PADDED, f[Convolution.PADDED_BYTES], True)
         read = lines * line
     yield Extent(Convolution.X, _span(rows, f[Convolution.X_STRIDE], 1, 0, read), False)
     yield Extent(Convolution.OUT, _span(rows, f[Convolution.OUT_STRIDE], 1, 0, written), True)
-    yield Extent(Convolution.WEIGHTS, groups * vectors * depth * vector, False)
-    yield Extent(Convolution.BIAS, groups * vectors * vector, False)
-    yield Extent(Convolution.TILES, PLACES_AT_ONCE * 4 * vector, True)
+    yield Extent(Convolution.WEIGHTS, sums * depth, False)
+    yield Extent(Convolution.BIAS, sums, False)
 
 
 def _dense(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
