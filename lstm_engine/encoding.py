@@ -38,6 +38,10 @@ class Opcode(IntEnum):
     REARRANGE = 13  # pieces of each row to other places of another
     REDUCE = 14  # sums, maxima or minima over elements of each row
     MATMUL = 15  # products of matrices that are both computed, within each row
+    CONVERT = 16  # x as another kind of number
+    INTEGERS = 17  # f(x, y) of integers, and comparisons
+    SELECT = 18  # x or y by a condition
+    PICK = 19  # elements of each row at computed places
 
 
 class Copy(IntEnum):
@@ -86,7 +90,7 @@ class Reduce(IntEnum):
     COUNT = 6  # elements of a row of the result
     OFFSETS = 7  # table, in bytes
     DEPTH = 8  # elements each is made of, at least one
-    GROUPS = 9  # table of what is made at once: an element j and 0, or the first of 16 and how far apart their places are
+    GROUPS = 9  # table of what is made at once: one element and 0, or the first of 16 and how far apart they lie
     GROUP_COUNT = 10
     FUNCTION = 11  # class Operation: ADD, MINIMUM, MAXIMUM; class Extreme, without groups
     SCALE = 12  # bits of a float64
@@ -321,6 +325,97 @@ class Softmax(IntEnum):
     LOG = 8
 
 
+class Kind(IntEnum):
+    """What an element is, where it need not be of the executor's float type."""
+
+    FLOAT = 0
+    BOOL = 1
+    INT8 = 2
+    UINT8 = 3
+    INT16 = 4
+    UINT16 = 5
+    INT32 = 6
+    UINT32 = 7
+    INT64 = 8
+
+
+class Convert(IntEnum):
+    """Fields of CONVERT."""
+
+    X = 1
+    X_STRIDE = 2
+    OUT = 3
+    OUT_STRIDE = 4
+    WIDTH = 5
+    ROWS = 6
+    TIMED = 7
+    FROM = 8  # class Kind
+    TO = 9
+
+
+class Integers(IntEnum):
+    """Fields of INTEGERS: as JOIN's, and the kinds of both operands and of the result."""
+
+    X = 1
+    X_STEP = 2
+    X_ROW = 3
+    X_SINGLE = 4
+    Y = 5
+    Y_STEP = 6
+    Y_ROW = 7
+    Y_SINGLE = 8
+    OUT = 9
+    OUT_STEP = 10
+    OUT_ROW = 11
+    WIDTH = 12
+    ROWS = 13
+    TIMED = 14
+    FUNCTION = 15  # class Comparison
+    KIND = 16
+    OUT_KIND = 17
+
+
+class Select(IntEnum):
+    """Fields of SELECT: out = x where the condition (bool) holds, else y."""
+
+    CONDITION = 1
+    CONDITION_STEP = 2
+    CONDITION_ROW = 3
+    CONDITION_SINGLE = 4
+    X = 5
+    X_STEP = 6
+    X_ROW = 7
+    X_SINGLE = 8
+    Y = 9
+    Y_STEP = 10
+    Y_ROW = 11
+    Y_SINGLE = 12
+    OUT = 13
+    OUT_STEP = 14
+    OUT_ROW = 15
+    WIDTH = 16
+    ROWS = 17
+    TIMED = 18
+    KIND = 19  # of integers as large as what is chosen
+
+
+class Pick(IntEnum):
+    """Fields of PICK: pieces of a step's rows to a step's rows of the result, their places computed."""
+
+    X = 1
+    X_STEP = 2
+    INDEX = 3
+    INDEX_STEP = 4
+    INDEX_BYTES = 5  # 4 or 8, of one index
+    OUT = 6
+    OUT_STEP = 7
+    PIECES = 8  # table: of each piece the source at index 0, its index, the target, its bytes
+    COUNT = 9
+    ALONG = 10  # bytes from what one index means to what the next means
+    LIMIT = 11  # indices lie from -LIMIT to LIMIT - 1; 0: the steps of the call
+    TIMED = 12
+
+
 class Function(IntEnum):
     """Codes of elementwise functions of one argument; the first are the LSTM's gate activations too."""
 
@@ -354,6 +449,20 @@ class Operation(IntEnum):
     MINIMUM = 4
     MAXIMUM = 5
     RECTIFY = 6  # x where it is positive, else x·y (PRelu)
+
+
+class Comparison(IntEnum):
+    """Codes of INTEGERS; of floats only EQUAL and those with LESS."""
+
+    ADD = 0
+    SUBTRACT = 1
+    MULTIPLY = 2
+    MINIMUM = 3  # and, of booleans
+    MAXIMUM = 4  # or, of booleans
+    EQUAL = 5
+    DIFFERENT = 6  # xor, of booleans
+    LESS = 7
+    LESS_OR_EQUAL = 8
 
 
 class Extreme(IntEnum):

@@ -25,7 +25,7 @@ from ..encoding import (
     Port,
 )
 from ..jit import Compiled, Progress, compile_kernel, kernel
-from . import convolution, matmul, pointwise, recurrent, reduction, rows
+from . import convolution, integers, matmul, pointwise, recurrent, reduction, rows
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
 from .product import gathering_rows, product_rows
@@ -63,6 +63,10 @@ CALL_SIGNATURE = types.int64(types.int64)
     REARRANGE,
     REDUCE,
     MATMUL,
+    CONVERT,
+    INTEGERS,
+    SELECT,
+    PICK,
 ) = (int(code) for code in Opcode)
 SIZE = INSTRUCTION_BYTES
 (
@@ -89,6 +93,7 @@ def build(element: str, progress: Progress) -> Callable[..., Any]:
         **pointwise.kernels(v, activate),
         "reduce": reduction.reduce_rows(v),
         "matmul_": matmul.matmul_rows(v, product_narrow),
+        **integers.kernels(v),
     }
     for done, (name, part) in enumerate(parts.items()):
         progress(name, done, len(parts) + 1)
@@ -141,6 +146,14 @@ def run(code, cx):  # type: ignore[no-untyped-def]
             fault = reduce(ip, cx)  # noqa: F821
         elif op == MATMUL:
             fault = matmul_(ip, cx)  # noqa: F821
+        elif op == CONVERT:
+            fault = convert(ip, cx)  # noqa: F821
+        elif op == INTEGERS:
+            fault = join_integers(ip, cx)  # noqa: F821
+        elif op == SELECT:
+            fault = select(ip, cx)  # noqa: F821
+        elif op == PICK:
+            fault = pick(ip, cx)  # noqa: F821
         else:
             return 0
         if fault != 0:

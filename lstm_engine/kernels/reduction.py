@@ -74,7 +74,7 @@ def reduce_rows(v: Lanes) -> Any:
     @kernel
     def which(at, offsets, depth, function):  # type: ignore[no-untyped-def]
         """The place among the offsets of the first, or last, extreme; of a NaN, where there is one."""
-        last, least = function == LAST_GREATEST or function == LAST_LEAST, function >= FIRST_LEAST
+        last, least = function in (LAST_GREATEST, LAST_LEAST), function >= FIRST_LEAST
         best, found = element(at + word(offsets)), 0
         k = 1
         while k < depth:

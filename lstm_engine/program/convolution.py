@@ -278,7 +278,9 @@ def _spans(at: Geometry, size: int) -> np.ndarray:
     lengths = np.diff(np.concatenate([starts, [at.places.size]]))
     if lengths.min() < LANES:
         return np.empty((0, 2), np.int64)
-    within = [np.minimum(np.arange(blocks(n)) * LANES, n - LANES) + first for first, n in zip(starts, lengths)]
+    within = [
+        np.minimum(np.arange(blocks(n)) * LANES, n - LANES) + first for first, n in zip(starts, lengths, strict=True)
+    ]
     chosen = np.concatenate(within)
     return np.stack([at.places[chosen], at.targets[chosen]], axis=1)
 

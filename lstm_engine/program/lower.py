@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from math import prod
 from typing import Any, Final
 
@@ -231,7 +232,7 @@ class Lowering:
         self.copy(rows, copied)
         return copied
 
-    def sole_makers(self, name: str, opcode: Opcode, out: int) -> list[int]:
+    def sole_makers(self, name: str, opcode: Opcode, out: IntEnum) -> list[int]:
         """The instructions of this opcode that write a tensor, by the field ``out``, if one node alone reads it.
 
         None where another tensor that is read elsewhere lies in the same memory: what is made may then be changed.

@@ -11,6 +11,7 @@ import numpy as np
 from ..encoding import Convolution, Dense, Function, Join, Map, Opcode, Operation, Softmax
 from ..graph import Node
 from ..reference import OPERATORS
+from .integers import are_integers, lower_arithmetic, lower_bounds
 from .lower import Lowering, NoInstructionError, emits
 from .program import Pinned, Rows
 from .rearranging import MOST_ELEMENTS, TOO_LARGE, spread
@@ -71,6 +72,9 @@ def _fold_floor(low: Lowering, node: Node) -> bool:
 @emits("Clip")
 def lower_clip(low: Lowering, node: Node) -> None:
     """Constant bounds."""
+    if are_integers(low, node.input(0)):
+        lower_bounds(low, node)
+        return
     bounds = []
     for index, default in ((1, -np.inf), (2, np.inf)):
         name = node.input(index)
@@ -112,6 +116,9 @@ def lower_join(low: Lowering, node: Node) -> None:
     """f(x, y), either broadcast over time, batch or the whole row."""
     if len(node.inputs) != 2:
         raise NoInstructionError("it has other than two operands")
+    if are_integers(low, node.output(0)):
+        lower_arithmetic(low, node)
+        return
     if node.op == "Add" and _fold_bias(low, node):
         return
     x, y = (_operand(low, name, node.output(0)) for name in node.inputs)

@@ -22,8 +22,8 @@ MOST_ELEMENTS: Final = 1 << 20
 TOO_LARGE: Final = "it moves more elements than the tables allow"
 #: Operators that move the elements of their first input, the others being known. Concat and ScatterND move several.
 MOVES: Final = (
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape",
-    "ReverseSequence", "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    "Concat", "DepthToSpace", "Expand", "Flatten", "GatherND", "Identity", "Pad", "Reshape", "ReverseSequence",
+    "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 )  # fmt: skip
 NOWHERE: Final = -1
 
@@ -76,6 +76,12 @@ def _fill(low: Lowering, node: Node) -> float | int:
     return value.reshape(-1)[0].item() if value.size else 0
 
 
+def numbers_of(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of this shape whose elements are numbered."""
+    (numbers,) = _numbers([shape])
+    return numbers
+
+
 def _numbers(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
     """Arrays of these shapes whose elements are numbered through all of them."""
     first, numbered = 0, []
@@ -93,12 +99,11 @@ def spread(low: Lowering, name: str, result: str) -> Rows:
     value = low.value(name)
     if value is not None:
         return low.constant_rows(result, np.broadcast_to(value, shape))
-    (numbers,) = _numbers([low.shape(name)])
-    return rearranged(low, [name], result, np.broadcast_to(numbers, shape), 0)
+    return rearranged(low, [name], result, np.broadcast_to(numbers_of(low.shape(name)), shape), 0)
 
 
 def rearranged(low: Lowering, sources: Sequence[str], result: str, numbers: np.ndarray, fill: float | int) -> Rows:
-    """Rows of ``result``, whose elements are those of ``sources`` with these numbers, or ``fill``.
+    """Rows in the form of ``result``, whose elements are those of ``sources`` with these numbers, or ``fill``.
 
     Raises NoInstructionError where an element comes from another row.
     """
@@ -108,7 +113,7 @@ def rearranged(low: Lowering, sources: Sequence[str], result: str, numbers: np.n
         raise NoInstructionError("it moves nothing")
     columns = _columns(low, sources, result, numbers)
     parts = [low.read(name) for name in sources]
-    dtype = low.known.dtypes[result]
+    dtype = parts[0].dtype
     if any(part.dtype != dtype for part in parts):
         raise NoInstructionError("its operands are of different types")
     timed, batched = any(part.timed for part in parts), any(part.batched for part in parts)
@@ -137,10 +142,9 @@ def _columns(low: Lowering, sources: Sequence[str], result: str, numbers: np.nda
     whole = low.form(result)
     if any(form.timed > whole.timed or form.batched > whole.batched for form in map(low.form, sources)):
         raise NoInstructionError("it takes one of several rows")
-    homes = np.concatenate([_homes(low, index, name) for index, name in enumerate(sources)])
-    roles, form = low.roles, low.form(result)
-    physical = to_physical(numbers, roles.axes[result], roles.sizes, roles.time, roles.batch, form)
-    found = np.where(physical[..., None] == NOWHERE, [NOWHERE, 0, NOWHERE, NOWHERE], homes[physical])
+    places = np.concatenate([homes(low, index, name) for index, name in enumerate(sources)])
+    physical = physical_numbers(low, result, numbers)
+    found = np.where(physical[..., None] == NOWHERE, [NOWHERE, 0, NOWHERE, NOWHERE], places[physical])
     steps, rows = np.arange(physical.shape[0])[:, None, None], np.arange(physical.shape[1])[None, :, None]
     from_step, from_row = found[..., 2], found[..., 3]
     if ((from_step != NOWHERE) & (from_step != steps)).any() or ((from_row != NOWHERE) & (from_row != rows)).any():
@@ -151,18 +155,23 @@ def _columns(low: Lowering, sources: Sequence[str], result: str, numbers: np.nda
     return columns
 
 
-def _homes(low: Lowering, index: int, name: str) -> np.ndarray:
+def physical_numbers(low: Lowering, name: str, numbers: np.ndarray) -> np.ndarray:
+    """An array in the shape of a tensor as its rows: [T or 1, B or 1, width]."""
+    roles = low.roles
+    return to_physical(numbers, roles.axes[name], roles.sizes, roles.time, roles.batch, low.form(name))
+
+
+def homes(low: Lowering, index: int, name: str) -> np.ndarray:
     """For each element of a tensor: the source's index, its column, step and row (NOWHERE: in all of them)."""
-    roles, form, shape = low.roles, low.form(name), low.shape(name)
-    (numbers,) = _numbers([shape])
-    physical = to_physical(numbers, roles.axes[name], roles.sizes, roles.time, roles.batch, form)
-    homes = np.empty((prod(shape), 4), np.int64)
+    form, shape = low.form(name), low.shape(name)
+    physical = physical_numbers(low, name, numbers_of(shape))
+    places = np.empty((prod(shape), 4), np.int64)
     steps, rows, columns = np.indices(physical.shape)
     for column, value in enumerate(
         (index, columns, steps if form.timed else NOWHERE, rows if form.batched else NOWHERE)
     ):
-        homes[physical.reshape(-1), column] = np.broadcast_to(value, physical.shape).reshape(-1)
-    return homes
+        places[physical.reshape(-1), column] = np.broadcast_to(value, physical.shape).reshape(-1)
+    return places
 
 
 def filled(low: Lowering, like: Rows, fill: float | int) -> Rows:

@@ -13,8 +13,8 @@ from ..graph import Node
 from ..reference.windows import pool_windows
 from .convolution import MOST_ENTRIES, grid, table
 from .lower import Lowering, NoInstructionError, emits
-from .pointwise import emit_join
 from .packing import LANES, blocks
+from .pointwise import emit_join
 from .program import Rows
 from .rearranging import rearranged_row
 
@@ -26,13 +26,20 @@ REDUCTIONS: Final = {
     "GlobalAveragePool": Operation.ADD,
     "GlobalMaxPool": Operation.MAXIMUM,
 }
+#: By operator and select_last_index.
+EXTREMES: Final = {
+    ("ArgMax", 0): Extreme.FIRST_GREATEST,
+    ("ArgMax", 1): Extreme.LAST_GREATEST,
+    ("ArgMin", 0): Extreme.FIRST_LEAST,
+    ("ArgMin", 1): Extreme.LAST_LEAST,
+}
 #: Results that follow one another are made a vector at a time from so many on.
 FEWEST_NEIGHBOURS: Final = 8
 #: How far apart, in elements, places may lie that are read a vector at a time.
 EVEN: Final = (1, 2)
 
 
-@emits(*REDUCTIONS)
+@emits(*REDUCTIONS, "ArgMax", "ArgMin")
 def lower_reduction(low: Lowering, node: Node) -> None:
     """Over axes that lie within rows."""
     source, result = node.input(0), node.output(0)
@@ -56,16 +63,17 @@ def lower_reduction(low: Lowering, node: Node) -> None:
         _places([(sizes[atom], strides[atom]) for atom in form.width if (atom in gone) == inside])
         for inside in (False, True)
     )
-    mean = node.op in ("ReduceMean", "GlobalAveragePool")
+    mean, last = node.op in ("ReduceMean", "GlobalAveragePool"), int(bool(node.attributes.get("select_last_index", 0)))
     x = low.read_float(source)
-    low.rows[result] = emit_reduce(
-        low, result, REDUCTIONS[node.op], x, places, offsets, 1.0 / len(offsets) if mean else 1.0
-    )
+    operation = EXTREMES[node.op, last] if node.op.startswith("Arg") else REDUCTIONS[node.op]
+    low.rows[result] = emit_reduce(low, result, operation, x, places, offsets, 1.0 / len(offsets) if mean else 1.0)
 
 
 def _reduced(low: Lowering, node: Node, rank: int) -> Sequence[int]:
     if node.op.startswith("Global"):
         return range(2, rank)
+    if node.op.startswith("Arg"):
+        return (int(node.attributes.get("axis", 0)) % rank,)
     if not node.input(1):
         return () if node.attributes.get("noop_with_empty_axes", 0) else range(rank)
     axes = low.value(node.input(1))

@@ -7,7 +7,7 @@ last row; a write may not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
@@ -16,19 +16,24 @@ import numpy as np
 from ..encoding import (
     PLACES_AT_ONCE,
     Cell,
+    Convert,
     Convolution,
     Copy,
     Dense,
     Embed,
     Extreme,
+    Integers,
     Join,
+    Kind,
     Lstm,
     Map,
     Matmul,
     Opcode,
+    Pick,
     Rearrange,
     Recurrent,
     Reduce,
+    Select,
     Softmax,
 )
 from .packing import LANES, WIDE
@@ -280,6 +285,48 @@ def _map(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[
     yield Extent(Map.OUT, _span(rows, f[Map.OUT_STRIDE], 1, 0, size), True)
 
 
+def _bytes(kind: int, element: int) -> int:
+    """Bytes of an element of a kind."""
+    sizes = {Kind.FLOAT: element, Kind.INT16: 2, Kind.UINT16: 2, Kind.INT32: 4, Kind.UINT32: 4, Kind.INT64: 8}
+    return sizes.get(Kind(kind), 1)
+
+
+def _convert(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    rows, lanes = steps * f[Convert.ROWS], -(-f[Convert.WIDTH] // LANES) * LANES
+    x, out = (lanes * _bytes(f[kind], element) for kind in (Convert.FROM, Convert.TO))
+    yield Extent(Convert.X, _span(rows, f[Convert.X_STRIDE], 1, 0, x), False)
+    yield Extent(Convert.OUT, _span(rows, f[Convert.OUT_STRIDE], 1, 0, out), True)
+
+
+def _integers(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    kinds = f[Integers.KIND], f[Integers.KIND], f[Integers.OUT_KIND]
+    yield from _broadcast(f, Integers, (Integers.X, Integers.Y), [_bytes(kind, element) for kind in kinds], steps)
+
+
+def _select(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    size = _bytes(f[Select.KIND], element)
+    yield from _broadcast(f, Select, (Select.CONDITION, Select.X, Select.Y), [1, size, size, size], steps)
+
+
+def _broadcast(f: Any, words: Any, operands: Sequence[Any], sizes: Sequence[int], steps: int) -> Iterator[Extent]:
+    """Operands whose fields are place, step, row and single, and the result; ``sizes`` of an element of each."""
+    lanes = -(-f[words.WIDTH] // LANES) * LANES
+    for place, size in zip((*operands, words.OUT), sizes, strict=True):
+        count = 1 if place != words.OUT and f[place + 3] else lanes
+        span = _span(steps, f[place + 1], f[words.ROWS], f[place + 2], count * size)
+        yield Extent(words(place), span, place == words.OUT)
+
+
+def _pick(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    pieces = _table(f[Pick.PIECES], 4 * f[Pick.COUNT])
+    whole = len(pieces) == 4 * f[Pick.COUNT]
+    source, index, target, size = pieces.reshape(-1, 4).T if whole else [pieces] * 4
+    last = ((f[Pick.LIMIT] or block) - 1) * f[Pick.ALONG]
+    yield Extent(Pick.X, _span(steps, f[Pick.X_STEP], 1, 0, last + _farthest(source + size)), False)
+    yield Extent(Pick.INDEX, _span(steps, f[Pick.INDEX_STEP], 1, 0, _farthest(index) + f[Pick.INDEX_BYTES]), False)
+    yield Extent(Pick.OUT, _span(steps, f[Pick.OUT_STEP], 1, 0, _farthest(target + size)), True)
+
+
 def _softmax(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
     rows, size = steps * f[Softmax.ROWS], -(-f[Softmax.WIDTH] // LANES) * vector
     yield Extent(Softmax.X, _span(rows, f[Softmax.X_STRIDE], 1, 0, size), False)
@@ -318,6 +365,10 @@ _RULES: Final[dict[Opcode, Any]] = {
     Opcode.REARRANGE: _rearrange,
     Opcode.REDUCE: _reduce,
     Opcode.MATMUL: _matmul,
+    Opcode.CONVERT: _convert,
+    Opcode.INTEGERS: _integers,
+    Opcode.SELECT: _select,
+    Opcode.PICK: _pick,
 }
 _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.LOAD: Copy.TIMED,
@@ -335,4 +386,8 @@ _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.REARRANGE: Rearrange.TIMED,
     Opcode.REDUCE: Reduce.TIMED,
     Opcode.MATMUL: Matmul.TIMED,
+    Opcode.CONVERT: Convert.TIMED,
+    Opcode.INTEGERS: Integers.TIMED,
+    Opcode.SELECT: Select.TIMED,
+    Opcode.PICK: Pick.TIMED,
 }
