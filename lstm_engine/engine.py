@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -14,11 +14,12 @@ import numpy as np
 from .encoding import BUSY, FORM_WORDS, INSTRUCTION_BYTES, PORT_WORDS, Context, Form, port_word
 from .encoding import Port as PortWord
 from .errors import InputError, LstmEngineError, StateError
+from .graph import Node
 from .passes.shapes import measured
 from .program.arena import CANARY_BYTES
 from .program.packing import aligned_empty
 from .program.program import HostCall, HostOperand, Place, Port, Program, Rows, StateSlot, Stretch
-from .reference import Work, evaluate, is_control
+from .reference import Work, bind, evaluate, is_control
 from .reference.control import bodies as bodies_of
 from .reference.control import units_of
 
@@ -70,6 +71,7 @@ class Runner:
         self.step_seconds = step_seconds(program)
         self._holding, self._releasing = (executor.context_entry(nogil) for nogil in (False, True))
         self._acquire, self._give_up = executor.guards()
+        self._prepared: dict[int, list[HostRun | None]] = {}
         for at in program.canaries:
             self.arena[at : at + CANARY_BYTES] = CANARY
         self.reset()
@@ -158,47 +160,60 @@ class Runner:
 
     def _run_stages(self, steps: int, work: Work | None) -> None:
         """Host calls in between: Python walks the blocks."""
-        program = self.program
+        program, words = self.program, self.words
         before = self.arena[: program.state_bytes].copy()
-        self.context[Context.SHADOW] = 0
+        words[Context.SHADOW] = 0
         done = 0
         try:
             while done < steps:
                 n = min(program.block, steps - done)
-                self.context[Context.TOTAL], self.context[Context.START] = n, done
-                self.context[Context.STEPS] = n
-                for stage in program.stages:
+                words[Context.TOTAL], words[Context.START], words[Context.STEPS] = n, done, n
+                for stage, prepared in zip(program.stages, self._stages(n), strict=True):
                     if isinstance(stage, Stretch):
-                        self.context[Context.CODE] = self.code.ctypes.data + stage.first * INSTRUCTION_BYTES
+                        words[Context.CODE] = int(self.code.ctypes.data) + stage.first * INSTRUCTION_BYTES
                         fault = self.enter(n)
                         if fault:
                             raise self.fault(fault)
-                    else:
-                        self._run_host(stage, n, work)
+                    elif prepared is not None:
+                        prepared.run(work)
                 done += n
         except BaseException:
             self.arena[: program.state_bytes] = before
             raise
         finally:
-            self.context[Context.START] = 0
-            self.context[Context.CODE] = self.code.ctypes.data
+            words[Context.START] = 0
+            words[Context.CODE] = self.code.ctypes.data
 
-    def _run_host(self, call: HostCall, steps: int, work: Work | None) -> None:
-        arrays = [self._logical(o, steps) if isinstance(o, HostOperand) else o for o in call.inputs]
-        for operand, result in zip(call.outputs, evaluate(call.node, arrays, work=work), strict=False):
-            if operand is not None:
-                view, order = self._physical(operand, steps)
-                spread = result.reshape([self._size(atom, steps) for axis in operand.axes for atom in axis])
-                view[...] = spread.transpose(order).reshape(view.shape)
+    def _stages(self, steps: int) -> list[HostRun | None]:
+        """The host calls for a block of so many steps, prepared once; None where the stage is machine code."""
+        if steps not in self._prepared:
+            self._prepared[steps] = [
+                self._host_run(stage, steps) if isinstance(stage, HostCall) else None for stage in self.program.stages
+            ]
+        return self._prepared[steps]
 
-    def _logical(self, operand: HostOperand, steps: int) -> np.ndarray:
+    def _host_run(self, call: HostCall, steps: int) -> HostRun:
+        """A host call whose operands are views of this arena."""
+        evaluator = None if is_control(call.node) else bind(call.node)
+        inputs = [self._logical(o, steps) if isinstance(o, HostOperand) else (o, None) for o in call.inputs]
+        return HostRun(call.node, evaluator, inputs, [o and self._target(o, steps) for o in call.outputs])
+
+    def _target(self, operand: HostOperand, steps: int) -> tuple[np.ndarray, list[int], list[int]]:
+        """Where a result goes: the view, and the sizes and the order of its atoms."""
+        view, order = self._physical(operand, steps)
+        return view, [self._size(atom, steps) for axis in operand.axes for atom in axis], order
+
+    def _logical(self, operand: HostOperand, steps: int) -> tuple[np.ndarray, tuple[int, ...] | None]:
+        """An operand as NumPy sees it: the array itself, or a view and the shape that its copy is to have."""
         view, order = self._physical(operand, steps)
         sizes = [[self._size(atom, steps) for atom in axis] for axis in operand.axes]
         flat = [size for axis in sizes for size in axis]
         back: Any = np.argsort(order) if order else []
         spread = np.broadcast_to(view, self._full(operand, steps, view.shape)).reshape([flat[i] for i in order])
-        moved: np.ndarray = np.ascontiguousarray(spread.transpose(back))
-        return moved.reshape([int(np.prod(axis, dtype=np.int64)) for axis in sizes])
+        moved: np.ndarray = spread.transpose(back)
+        assert not view.size or np.may_share_memory(moved, view)  # a copy would keep the first call's values
+        shape = tuple(prod(axis) for axis in sizes)
+        return (moved.reshape(shape), None) if moved.flags.c_contiguous else (moved, shape)
 
     def _full(self, operand: HostOperand, steps: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         atoms = {atom for axis in operand.axes for atom in axis}
@@ -246,6 +261,32 @@ class Runner:
         for at in self.program.canaries:
             if (self.arena[at : at + CANARY_BYTES] != CANARY).any():
                 raise AssertionError(f"bytes behind the buffer that ends at {at} were overwritten")
+
+
+@dataclass(frozen=True)
+class HostRun:
+    """An operator without an instruction at one number of steps: what of a call can be prepared.
+
+    ``inputs``: an array and None, or a view and the shape of the copy that is made of it; ``outputs``: the place of a
+    result, the sizes of its atoms and their order there; ``evaluator``: None for control flow, which needs a budget.
+    """
+
+    node: Node
+    evaluator: Callable[[Sequence[Any]], tuple[Any, ...]] | None
+    inputs: Sequence[tuple[np.ndarray | None, tuple[int, ...] | None]]
+    outputs: Sequence[tuple[np.ndarray, list[int], list[int]] | None]
+
+    def run(self, work: Work | None) -> None:
+        """From the arena to the arena; ``work``: what control flow may still spend."""
+        arrays = [
+            array if array is None or shape is None else np.ascontiguousarray(array).reshape(shape)
+            for array, shape in self.inputs
+        ]
+        made = self.evaluator(arrays) if self.evaluator else evaluate(self.node, arrays, work=work)
+        for target, result in zip(self.outputs, made, strict=False):
+            if target is not None:
+                view, sizes, order = target
+                view[...] = result.reshape(sizes).transpose(order).reshape(view.shape)
 
 
 @dataclass(frozen=True)
