@@ -77,7 +77,7 @@ class Rearrange(IntEnum):
 
 
 class Reduce(IntEnum):
-    """Fields of REDUCE: out[j] = f over k of x[PLACES[j] + OFFSETS[k]], times SCALE.
+    """Fields of REDUCE: of each group out[j] = f over k of x[place + OFFSETS[k]], times SCALE.
 
     With a code of class Extreme out[j] is k itself, an int64, and SCALE counts for nothing.
     """
@@ -86,16 +86,14 @@ class Reduce(IntEnum):
     X_STRIDE = 2
     OUT = 3
     OUT_STRIDE = 4
-    PLACES = 5  # table, in bytes within the row
-    COUNT = 6  # elements of a row of the result
+    GROUPS = 5  # table: of one element the place in bytes, j and 0; or of the first of 16, and how far apart they lie
+    COUNT = 6  # groups
     OFFSETS = 7  # table, in bytes
     DEPTH = 8  # elements each is made of, at least one
-    GROUPS = 9  # table of what is made at once: one element and 0, or the first of 16 and how far apart they lie
-    GROUP_COUNT = 10
-    FUNCTION = 11  # class Operation: ADD, MINIMUM, MAXIMUM; class Extreme, without groups
-    SCALE = 12  # bits of a float64
-    ROWS = 13
-    TIMED = 14
+    FUNCTION = 9  # class Operation: ADD, MINIMUM, MAXIMUM; class Extreme, of single elements
+    SCALE = 10  # bits of a float64
+    ROWS = 11
+    TIMED = 12
 
 
 class Matmul(IntEnum):

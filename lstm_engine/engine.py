@@ -96,16 +96,16 @@ class Runner:
 
     def bind(self, end: Attachment, array: np.ndarray) -> np.ndarray:
         """Point a port at an array; returns what has to stay alive: a copy, if the array does not lie as it should."""
-        if end.layout.order is None and end.binder(self.address, end.base, end.layout.step, end.layout.row, array):
+        if end.plain and end.binder(self.address, *end.words, array):
             return array
         array = end.layout.arranged(array)
-        end.binder(self.address, end.base, end.layout.step, end.layout.row, array)
+        end.binder(self.address, *end.words, array)
         return array
 
     def bind_new(self, end: Attachment) -> np.ndarray:
         """Point an output port at a new array, which settled() of its layout turns into the result."""
-        array = end.layout.empty(end.dtype)
-        end.binder(self.address, end.base, end.layout.step, end.layout.row, array)
+        array = np.empty(end.shape, end.dtype)
+        end.binder(self.address, *end.words, array)
         return array
 
     def unbind(self, port: Port) -> None:
@@ -196,7 +196,8 @@ class Runner:
         """A host call whose operands are views of this arena."""
         evaluator = None if is_control(call.node) else bind(call.node)
         inputs = [self._logical(o, steps) if isinstance(o, HostOperand) else (o, None) for o in call.inputs]
-        return HostRun(call.node, evaluator, inputs, [o and self._target(o, steps) for o in call.outputs])
+        outputs = [None if o is None else self._target(o, steps) for o in call.outputs]
+        return HostRun(call.node, evaluator, inputs, outputs)
 
     def _target(self, operand: HostOperand, steps: int) -> tuple[np.ndarray, list[int], list[int]]:
         """Where a result goes: the view, and the sizes and the order of its atoms."""
@@ -322,9 +323,10 @@ class Layout:
         """The array as it has to lie."""
         return np.ascontiguousarray(array if self.order is None else array.transpose(self.order))
 
-    def empty(self, dtype: np.dtype[Any]) -> np.ndarray:
-        """A new array to be written in this layout."""
-        return np.empty(self.shape if self.order is None else [self.shape[i] for i in self.order], dtype)
+    @property
+    def in_memory(self) -> tuple[int, ...]:
+        """The shape of an array that is written in this layout."""
+        return self.shape if self.order is None else tuple(self.shape[i] for i in self.order)
 
     def settled(self, array: np.ndarray) -> np.ndarray:
         """The logical array of one written in this layout."""
@@ -336,12 +338,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class Attachment:
-    """A port and how the arrays that are bound to it lie: all that a call needs to know of it."""
+    """A port and how the arrays that are bound to it lie: all that a call needs to know of it.
+
+    ``words``: index of the port's words in the context, and the strides that go there; ``plain``: arrays lie as they
+    are; ``shape``: of an array that is written.
+    """
 
     name: str
     dtype: np.dtype[Any]
-    base: int  # index of the port's words in the context
     layout: Layout
+    words: tuple[int, int, int]
+    plain: bool
+    shape: tuple[int, ...]
     binder: Callable[[int, int, int, int, np.ndarray], int]
 
     @staticmethod
@@ -349,8 +357,9 @@ class Attachment:
         """The attachment of a port."""
         from .kernels import executor
 
-        base = port_word(port.index, PortWord.ADDRESS)
-        return Attachment(port.name, port.dtype, base, layout, executor.binder())
+        words = port_word(port.index, PortWord.ADDRESS), layout.step, layout.row
+        plain = layout.order is None
+        return Attachment(port.name, port.dtype, layout, words, plain, layout.in_memory, executor.binder())
 
 
 def _contiguous_strides(shape: tuple[int, ...], item_bytes: int) -> list[int]:

@@ -138,6 +138,14 @@ class Lanes:
         """min(x, y); y where either is NaN."""
         return b.select(b.fcmp_ordered("<", x, y), x, y)
 
+    def least(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        """min(x, y); NaN where either is, as in NumPy and ONNX."""
+        return b.select(b.fcmp_unordered("uno", x, x), x, self.minimum(b, x, y))
+
+    def most(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        """max(x, y); NaN where either is."""
+        return b.select(b.fcmp_unordered("uno", x, x), x, self.maximum(b, x, y))
+
     def first_lanes(self, b: ir.IRBuilder, count: ir.Value, x: ir.Value, otherwise: ir.Value) -> ir.Value:
         """x in the first ``count`` (int64) lanes, ``otherwise`` in the others."""
         lane_type = ir.VectorType(INT64, WIDTH)

@@ -105,7 +105,7 @@ def emit_reduce(
     if max(places.size, offsets.size) > MOST_ENTRIES:
         raise NoInstructionError("it is larger than the tables allow")
     which = isinstance(operation, Extreme)
-    groups = np.empty((0, 2), np.int64) if which else _groups(places, low.dtype.itemsize)
+    groups = _single(np.arange(places.size)) if which else _groups(places, low.dtype.itemsize)
     out = low.new_rows(result, x.timed, x.batched, places.size, np.int64 if which else low.dtype)
     low.emit(
         Opcode.REDUCE,
@@ -114,12 +114,10 @@ def emit_reduce(
             Reduce.X_STRIDE: x.stride,
             Reduce.OUT: out.place,
             Reduce.OUT_STRIDE: out.stride,
-            Reduce.PLACES: table(low, places),
-            Reduce.COUNT: places.size,
+            Reduce.GROUPS: table(low, np.column_stack([places[groups[:, 0]], groups])),
+            Reduce.COUNT: len(groups),
             Reduce.OFFSETS: table(low, offsets),
             Reduce.DEPTH: offsets.size,
-            Reduce.GROUPS: table(low, groups),
-            Reduce.GROUP_COUNT: len(groups),
             Reduce.FUNCTION: int(operation),
             Reduce.SCALE: int(np.float64(scale).view(np.int64)),
             Reduce.ROWS: low.per_step(x),
@@ -132,7 +130,7 @@ def emit_reduce(
 
 
 def _groups(places: np.ndarray, size: int) -> np.ndarray:
-    """What is made at once, [count, 2]: 16 elements whose places lie evenly, or one (how far apart, or 0).
+    """What is made at once, [count, 2]: the first of 16 elements whose places lie evenly and how far apart, or single.
 
     The last of several vectors may overlap the one before, but where all places are neighbours: rows are padded.
     """
@@ -145,13 +143,17 @@ def _groups(places: np.ndarray, size: int) -> np.ndarray:
         firsts = np.arange(0, places.size, LANES)
         return np.stack([firsts, np.ones_like(firsts)], axis=1)
     whole = lengths >= LANES
-    alone = np.flatnonzero(np.repeat(~whole, lengths))
-    groups = [np.stack([alone, np.zeros_like(alone)], axis=1)]
+    groups = [_single(np.flatnonzero(np.repeat(~whole, lengths)))]
     for start, length in zip(starts[whole], lengths[whole], strict=True):
         firsts = start + np.minimum(np.arange(blocks(length)) * LANES, length - LANES)
         groups.append(np.stack([firsts, np.full_like(firsts, apart[start])], axis=1))
     joined = np.concatenate(groups)
     return np.ascontiguousarray(joined[np.argsort(joined[:, 0], kind="stable")])
+
+
+def _single(elements: np.ndarray) -> np.ndarray:
+    """Elements each by itself, [count, 2]."""
+    return np.stack([elements, np.zeros_like(elements)], axis=1)
 
 
 @emits("MaxPool", "AveragePool")

@@ -217,17 +217,15 @@ def _rearrange(f: Any, steps: int, element: int, vector: int, block: int) -> Ite
 
 
 def _reduce(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
-    rows, count = steps * f[Reduce.ROWS], f[Reduce.COUNT]
-    places, offsets = _table(f[Reduce.PLACES], count), _table(f[Reduce.OFFSETS], f[Reduce.DEPTH])
-    read, written = _farthest(places) + element, count * (8 if f[Reduce.FUNCTION] in tuple(Extreme) else element)
-    if f[Reduce.GROUP_COUNT]:
-        groups = _table(f[Reduce.GROUPS], 2 * f[Reduce.GROUP_COUNT])
-        firsts, apart = (groups[side::2] if len(groups) > 1 else groups for side in range(2))
-        inside = len(places) == count and _farthest(firsts) < count
-        begin = places[firsts] if inside else np.array([NOWHERE])
-        read = max(read, _farthest(begin + ((LANES - 1) * apart + 1) * element))
-        written = max(written, _farthest(firsts + np.where(apart > 0, LANES, 1)) * element)
-    yield Extent(Reduce.X, _span(rows, f[Reduce.X_STRIDE], 1, 0, read + _farthest(offsets)), False)
+    rows, size = steps * f[Reduce.ROWS], 8 if f[Reduce.FUNCTION] in tuple(Extreme) else element
+    groups = _table(f[Reduce.GROUPS], 3 * f[Reduce.COUNT])
+    whole = len(groups) == 3 * f[Reduce.COUNT]
+    place, first, apart = groups.reshape(-1, 3).T if whole else [groups] * 3
+    read = _farthest(place + ((LANES - 1) * apart + 1) * element) + _farthest(
+        _table(f[Reduce.OFFSETS], f[Reduce.DEPTH])
+    )
+    written = _farthest((first + np.where(apart > 0, LANES, 1)) * size)
+    yield Extent(Reduce.X, _span(rows, f[Reduce.X_STRIDE], 1, 0, read), False)
     yield Extent(Reduce.OUT, _span(rows, f[Reduce.OUT_STRIDE], 1, 0, written), True)
 
 
