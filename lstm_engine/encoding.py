@@ -70,7 +70,7 @@ class Rearrange(IntEnum):
     TARGET = 4
     TARGET_STEP = 5
     TARGET_ROW = 6
-    PIECES = 7  # table: source, target and length of each piece, in bytes within the row
+    PIECES = 7  # table, in bytes within the row: source, target, length, how many alike, from one to the next of each
     COUNT = 8
     ROWS = 9  # per time step
     TIMED = 10

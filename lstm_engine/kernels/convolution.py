@@ -104,11 +104,15 @@ def over_spans(v: Lanes) -> Any:
         return all_outputs
 
     together, alone = outputs_of(pair), outputs_of(1)
+    several_of_one = _span_tile(v, 1, some)  # chains enough to hide the latency of each
 
     @kernel
     def over(w, ws, x, spans, count, offsets, depth, bias, floor, out, plane, outputs):  # type: ignore[no-untyped-def]
         never_inline()
         s = 0
+        while outputs == 1 and count - s >= some:
+            several_of_one(w, ws, x, spans + 16 * s, offsets, depth, bias, floor, out, plane)
+            s += some
         while count - s >= pair:
             together(w, ws, x, spans + 16 * s, offsets, depth, bias, floor, out, plane, outputs)
             s += pair

@@ -236,9 +236,20 @@ def rearrange(ip: int, cx: int) -> int:
             source = at + t * field(ip, FROM_STEP) + b * field(ip, FROM_ROW)
             target = to + t * field(ip, TO_STEP) + b * field(ip, TO_ROW)
             piece = pieces
-            while piece < pieces + count * 24:
-                copy_piece(target + word(piece + 8), source + word(piece), word(piece + 16))
-                piece += 24
+            while piece < pieces + count * 48:
+                from_, into, size = source + word(piece), target + word(piece + 8), word(piece + 16)
+                alike, from_step, into_step = word(piece + 24), word(piece + 32), word(piece + 40)
+                if size == 4:
+                    i = 0
+                    while i < alike:
+                        set_half(into + i * into_step, half(from_ + i * from_step))
+                        i += 1
+                else:
+                    i = 0
+                    while i < alike:
+                        copy_piece(into + i * into_step, from_ + i * from_step, size)
+                        i += 1
+                piece += 48
             b += 1
         t += 1
     return 0

@@ -181,16 +181,37 @@ def filled(low: Lowering, like: Rows, fill: float | int) -> Rows:
 
 
 def _pieces(sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Runs of elements that lie together on both sides, [count, 3]: source, target, length."""
+    """Runs of elements that lie together on both sides, those that follow evenly as one.
+
+    [count, 6]: source, target, length, how many runs, and from one to the next in source and target.
+    """
     breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(targets) != 1)) + 1
     starts = np.concatenate([[0], breaks])
     lengths = np.diff(np.concatenate([starts, [len(sources)]]))
-    return np.stack([sources[starts], targets[starts], lengths], axis=1)
+    runs = np.stack([sources[starts], targets[starts], lengths], axis=1)
+    steps = np.diff(runs, axis=0)
+    firsts, alike = progressions(steps, (steps[:, :2] >= 0).all(axis=1) & (steps[:, 2] == 0))
+    following = np.concatenate([steps, np.zeros((1, 3), np.int64)])[firsts, :2]
+    return np.column_stack([runs[firsts], alike, np.where(alike[:, None] > 1, following, 0)])
+
+
+def progressions(steps: np.ndarray, even: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Things with these steps from one to the next, in runs of one and the same step: first of each run, how many.
+
+    ``even``: the steps that may be within a run.
+    """
+    if not len(steps):
+        return np.zeros(1, np.int64), np.ones(1, np.int64)
+    other = np.concatenate([[False], np.diff(steps.reshape(len(steps), -1), axis=0).any(axis=1)])
+    breaks = np.flatnonzero(~even | (other & np.concatenate([[False], even[:-1]]))) + 1
+    starts = np.concatenate([[0], breaks])
+    return starts, np.diff(np.concatenate([starts, [len(steps) + 1]]))
 
 
 def emit_pieces(low: Lowering, source: Rows, target: Rows, columns: np.ndarray, places: np.ndarray) -> None:
     """Append REARRANGE: these columns of the source's rows to these places of the target's."""
-    table = np.ascontiguousarray(_pieces(columns, places) * source.dtype.itemsize, np.int64)
+    size = source.dtype.itemsize
+    table = np.ascontiguousarray(_pieces(columns, places) * [size, size, size, 1, size, size], np.int64)
     low.emit(
         Opcode.REARRANGE,
         {
@@ -205,5 +226,5 @@ def emit_pieces(low: Lowering, source: Rows, target: Rows, columns: np.ndarray, 
             Rearrange.ROWS: low.per_step(target),
             Rearrange.TIMED: int(target.timed),
         },
-        f"{len(table)} pieces of {int(table[:, 2].sum())} bytes",
+        f"{int(table[:, 3].sum())} pieces of {int(table[:, 2] @ table[:, 3])} bytes",
     )

@@ -16,7 +16,7 @@ from .lower import Lowering, NoInstructionError, emits
 from .packing import LANES, blocks
 from .pointwise import emit_join
 from .program import Rows
-from .rearranging import rearranged_row
+from .rearranging import progressions, rearranged_row
 
 REDUCTIONS: Final = {
     "ReduceSum": Operation.ADD,
@@ -135,10 +135,7 @@ def _groups(places: np.ndarray, size: int) -> np.ndarray:
     The last of several vectors may overlap the one before, but where all places are neighbours: rows are padded.
     """
     apart = np.diff(places) // size
-    even = np.isin(apart, EVEN) & (np.diff(places) % size == 0)
-    breaks = np.flatnonzero(~even | (np.diff(apart, prepend=apart[:1]) != 0)) + 1
-    starts = np.concatenate([[0], breaks])
-    lengths = np.diff(np.concatenate([starts, [places.size]]))
+    starts, lengths = progressions(apart, np.isin(apart, EVEN) & (np.diff(places) % size == 0))
     if len(starts) == 1 and places.size >= FEWEST_NEIGHBOURS and apart[0] == 1:
         firsts = np.arange(0, places.size, LANES)
         return np.stack([firsts, np.ones_like(firsts)], axis=1)

@@ -208,10 +208,12 @@ def _farthest(offsets: np.ndarray) -> int:
 
 def _rearrange(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
     count, rows = f[Rearrange.COUNT], f[Rearrange.ROWS]
-    pieces = _table(f[Rearrange.PIECES], 3 * count)
-    sources, targets, sizes = pieces.reshape(-1, 3).T if len(pieces) == 3 * count else [pieces] * 3
-    source = _span(steps, f[Rearrange.SOURCE_STEP], rows, f[Rearrange.SOURCE_ROW], _farthest(sources + sizes))
-    target = _span(steps, f[Rearrange.TARGET_STEP], rows, f[Rearrange.TARGET_ROW], _farthest(targets + sizes))
+    pieces = _table(f[Rearrange.PIECES], 6 * count)
+    whole = len(pieces) == 6 * count
+    from_, into, size, alike, from_step, into_step = pieces.reshape(-1, 6).T if whole else [pieces] * 6
+    read, written = (_farthest(at + (alike - 1) * step + size) for at, step in ((from_, from_step), (into, into_step)))
+    source = _span(steps, f[Rearrange.SOURCE_STEP], rows, f[Rearrange.SOURCE_ROW], read)
+    target = _span(steps, f[Rearrange.TARGET_STEP], rows, f[Rearrange.TARGET_ROW], written)
     yield Extent(Rearrange.SOURCE, source, False)
     yield Extent(Rearrange.TARGET, target, True)
 
