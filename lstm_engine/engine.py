@@ -264,7 +264,7 @@ class Runner:
                 raise AssertionError(f"bytes behind the buffer that ends at {at} were overwritten")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HostRun:
     """An operator without an instruction at one number of steps: what of a call can be prepared.
 
@@ -290,7 +290,7 @@ class HostRun:
                 view[...] = result.reshape(sizes).transpose(order).reshape(view.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Layout:
     """How an array of a logical shape is bound to a port.
 
@@ -336,7 +336,7 @@ class Layout:
         return np.ascontiguousarray(array.transpose(back))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """A port and how the arrays that are bound to it lie: all that a call needs to know of it.
 
