@@ -81,6 +81,7 @@ class Runner:
         self._holding, self._releasing = (executor.context_entry(nogil) for nogil in (False, True))
         self._acquire, self._give_up = executor.guards()
         self._prepared: dict[int, list[HostRun | None]] = {}
+        self._controls = [call.node for call in program.hosts if is_control(call.node)]
         for at in program.canaries:
             self.arena[at : at + CANARY_BYTES] = CANARY
         self.reset()
@@ -184,9 +185,9 @@ class Runner:
 
     def _work(self, steps: int) -> Work | None:
         """The budget of one call, where there is control flow that needs one."""
-        bodies = [body for call in self.program.hosts if is_control(call.node) for body in bodies_of(call.node)]
-        if not bodies:
+        if not self._controls:
             return None
+        bodies = [body for node in self._controls for body in bodies_of(node)]
         shapes = [[steps if k == port.time else n for k, n in enumerate(port.shape)] for port in self.program.inputs]
         return Work(sum(map(prod, shapes)), self.program.carried, sum(map(units_of, bodies)), measured)
 

@@ -34,8 +34,7 @@ def multinomial(x: Array, *, dtype: int = 6, sample_size: int = 1, seed: float |
     weights = np.exp(x.astype(np.float64) - np.max(x, axis=1, keepdims=True, initial=-np.inf))
     reach = np.cumsum(weights, axis=1)
     drawn = generator(seed).random((x.shape[0], sample_size)) * reach[:, -1:]
-    classes = np.sum(drawn[:, :, None] >= reach[:, None, :], axis=2)
-    return np.minimum(classes, x.shape[1] - 1).astype(element_type(dtype))
+    return np.sum(drawn[:, :, None] >= reach[:, None, :-1], axis=2).astype(element_type(dtype))
 
 
 @operator("RandomUniform", random=True)
