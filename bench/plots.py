@@ -105,6 +105,7 @@ def _steps(rows: Mapping[str, Mapping[str, Any]], theme: Theme) -> Any:
         labels.append((TITLES.get(name, ENGINES[name].title), medians[-1], colour, ours))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.set_xlim(sizes[0] / 1.2, sizes[-1] * 1.06)
     axes.set_xticks(sizes, [str(H) for H in sizes])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(_amount)
@@ -188,9 +189,7 @@ def _ratios(rows: Mapping[str, Mapping[str, Any]], theme: Theme) -> Any:
         text = f"{ratio:.2f}×  {ENGINES[other].title}" if ratio < 10 else f"{ratio:.0f}×  {ENGINES[other].title}"
         axes.annotate(text, (max(ratio, 1), place), xytext=(6, 0), textcoords="offset points", va="center",
                       color=theme.ink, fontsize=8.5)  # fmt: skip
-    _title(
-        axes, theme, "Times faster than the fastest other engine", "1× is that engine, named at the bar; logarithmic"
-    )
+    _title(axes, theme, "Times as fast as the fastest other engine", "1× is that engine, named at the bar; logarithmic")
     return figure
 
 

@@ -27,6 +27,7 @@ def prepare(name: str, job: Job) -> Run:
             precision=None if job.precision in _OWN else job.precision,
             threads=job.threads,
             constants=dict(job.constants) or None,
+            **job.loading,
         )
         if not job.steps:
             return Call(model, job)
