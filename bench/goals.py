@@ -187,11 +187,10 @@ def _at_the_limit(row: Mapping[str, Any] | None) -> str:
     """What to say of a row that takes hardly longer than the machine itself."""
     limit = (row or {}).get("limit")
     ours = (row or {}).get("engines", {}).get(OURS, {}).get("median")
-    if row is None or limit is None or ours is None or "bound" not in limit or ours > NEAR * limit["seconds"]:
+    if row is None or limit is None or ours is None or ours > NEAR * limit["seconds"]:
         return ""
     least = limit["seconds"]
-    how = {
-        "memory": f"{limit['bytes'] / 1e6:.3g} MB at {limit['bandwidth'] / 1e9:.0f} GB/s",
-        "arithmetic": f"{limit['flops'] / 1e6:.3g} Mflop at {limit['peak'] / 1e9:.0f} Gflop/s",
-    }[limit["bound"]] if "bandwidth" in limit else limit["bound"]  # fmt: skip
+    reading, computing = ("bytes", "bandwidth", "B"), ("flops", "peak", "flop")
+    amount, rate, unit = reading if limit["bound"] == "memory" else computing
+    how = f"{limit[amount] / 1e6:.3g} M{unit} at {limit[rate] / 1e9:.0f} G{unit}/s"
     return f"at the machine's limit: {least * 1e6:.3g} of {ours * 1e6:.3g} µs are {how}"

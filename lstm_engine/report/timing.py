@@ -88,6 +88,8 @@ def interleave(
     A round with a batch that never ran undisturbed is left out for all loops alike, as long as half of the rounds
     remain.
     """
+    if not loops:
+        return {}
     calls = {name: calibrated(loop, settings.batch) for name, loop in loops.items()}
     warm = {name: _warming(loops[name], calls[name], settings.batch) for name in loops}
     names = list(loops)
@@ -184,6 +186,8 @@ def tails(loops: Mapping[str, Loop], settings: Settings, turn: float = CHUNK, se
 
     ``turn``: seconds of one; ``settle``: seconds before each, as in interleave().
     """
+    if not loops:
+        return {}
     samples: dict[str, list[int]] = {name: [] for name in loops}
     spent = dict.fromkeys(loops, 0.0)
     idle: list[int] = []
