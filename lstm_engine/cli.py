@@ -148,7 +148,7 @@ def _option(kind: Any, text: str, panel: str, *names: str, **more: Any) -> Any:
 _SELDOM: Final = "Loading"
 _BARE: Final = "What a file of bare weights cannot say"
 _LOAD_OPTIONS: Final[Mapping[str, Any]] = {
-    "precision": _option(str | None, "Precision to run in; default: the file's.", _SELDOM),
+    "precision": _option(str | None, "float32, bfloat16 or int8 weights; default: the file's.", _SELDOM),
     "threads": _option(int | None, "Use at most this many threads.", _SELDOM, min=1),
     "states": _option(str | None, '{"input": "output"} pairs that a stream carries.', _SELDOM, metavar="JSON"),
     "constants": _option(str | None, '{"input": value} that never change.', _SELDOM, metavar="JSON"),
@@ -172,7 +172,7 @@ class _Options:
 
         model = load(path, **self.given)
         if not quick:
-            _compile(model.element)
+            _compile(model.precision)
         return model
 
 
@@ -252,12 +252,12 @@ def _compile_bar() -> Iterator[Callable[[str, int, int], None]]:
             bar.stop()
 
 
-def _compile(element: str) -> None:
+def _compile(precision: str) -> None:
     """Have the executor's machine code ready before its first use."""
     from .kernels import executor
 
     with _compile_bar() as progress:
-        executor.executor(element).address(progress)
+        executor.executor(precision).address(progress)
 
 
 @contextmanager
@@ -388,25 +388,31 @@ def bench(
 @_command("warm-up")
 def warm_up(
     float64: Annotated[bool, typer.Option("--float64", help="Also for models in float64.")] = False,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="Only for weights in this: float32, bfloat16, int8, float64; repeatable.")
+    ] = None,
 ) -> None:
     """Compile ahead of time what the first use of any model would compile."""
     from .kernels import executor
     from .machine import CACHE_KNOB, cache_folder
+    from .precision import PRECISIONS
     from .report.rehearsal import rehearse
 
     folder = cache_folder()
     if folder is None:
         _fail(f"nowhere to keep compiled code: {CACHE_KNOB.name} turns the cache off, or there is no home folder")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    elements = ["float32", *(["float64"] if float64 else [])]
-    for element in elements:
-        _compile(element)
-        with _waiting(f"using {element} for the first time"):
-            rehearse(element)
-    missing = [e for e in elements if (path := executor.executor(e).path) is None or not path.is_file()]
+    wanted = list(precision or ["float32"]) + (["float64"] if float64 else [])
+    if strange := [name for name in wanted if name not in PRECISIONS]:
+        raise typer.BadParameter(f"{', '.join(strange)}: expected {', '.join(PRECISIONS)}")
+    for name in wanted:
+        _compile(name)
+        with _waiting(f"using {name} for the first time"):
+            rehearse(name)
+    missing = [e for e in wanted if (path := executor.executor(e).path) is None or not path.is_file()]
     if missing:
         _fail(f"compiled for {', '.join(missing)}, but {folder} could not be written, or others can write to it")
-    print(f"{', '.join(elements)}: ready in {folder}")
+    print(f"{', '.join(wanted)}: ready in {folder}")
 
 
 # --- run -------------------------------------------------------------------------------------------------------------

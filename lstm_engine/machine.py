@@ -35,14 +35,27 @@ DEBUG_KNOB: Final = Knob(
     "'1' puts canaries between buffers, checked after each call, and shows tracebacks on the command line",
     "0",
 )
-KNOBS: Final[Mapping[str, Knob]] = MappingProxyType({knob.name: knob for knob in (CACHE_KNOB, DEBUG_KNOB)})
+THREADS_KNOB: Final = Knob(
+    "LSTM_ENGINE_THREADS",
+    "most threads one call may use, the caller's own included; 1 starts none",
+    "the cores this process may use",
+)
+SPIN_KNOB: Final = Knob(
+    "LSTM_ENGINE_SPIN",
+    "microseconds a thread of the engine's stays awake without work before it sleeps",
+    "50",
+)
+KNOBS: Final[Mapping[str, Knob]] = MappingProxyType(
+    {knob.name: knob for knob in (CACHE_KNOB, DEBUG_KNOB, THREADS_KNOB, SPIN_KNOB)}
+)
 
 
 @dataclass(frozen=True)
 class Target:
     """What the code generator emits for.
 
-    ``vector_bytes``: widest vector; ``registers``: how many of them; ``fma``: fused multiply-add in hardware.
+    ``vector_bytes``: widest vector; ``registers``: how many of them; ``fma``: fused multiply-add in hardware;
+    ``vnni``: products of bytes summed in fours, in vectors of 64 bytes.
     """
 
     triple: str
@@ -51,6 +64,7 @@ class Target:
     vector_bytes: int
     registers: int
     fma: bool
+    vnni: bool = False
 
     @property
     def variant(self) -> str:
@@ -86,6 +100,7 @@ def target() -> Target:
         vector_bytes=64 if wide else 32 if "avx2" in enabled else 16,
         registers=32 if wide or arm else 16,
         fma=arm or wide or "fma" in enabled,
+        vnni=wide and "avx512vnni" in enabled,
     )
 
 
@@ -134,3 +149,13 @@ def cache_sizes() -> dict[str, int]:
         if kind != "Instruction" and size.endswith("K"):
             sizes[f"L{level}"] = int(size[:-1]) * 1024
     return sizes
+
+
+def cores() -> int:
+    """Cores this process may use: those it is bound to, at most as many as its control group pays for."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(bound, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such control, or 'max'
+        return bound

@@ -25,18 +25,20 @@ from .passes.recognise import recognise
 from .passes.shape_rules import DataDependentError
 from .passes.shapes import fold, measured
 from .passes.states import without_zero_states
+from .precision import HELD_IN, PRECISIONS, rounded
 from .program.packing import Store
 from .program.plan import Lowered, capacity, element_type, lower_run
-from .program.program import Port, Program
+from .program.program import Means, Port, Program
 from .program.streaming import Streamable, check_states, find_states, lower_stream
 from .reference.control import body_units, is_control
 from .staged import Parts, Staged
+from .workers import threads_allowed
 
 if TYPE_CHECKING:
     from .stream import Stream
 
 Path = str | os.PathLike[str]
-PRECISIONS: Final = ("float32",)
+PRECISIONS_ASKED: Final = ("float32", "bfloat16", "int8")
 _MOST_PROGRAMS: Final = 16  # kept at a time, least recently used first to go
 _MOST_RUNNERS: Final = 4  # idle arenas kept a program
 _MOST_CALLS: Final = 64  # prepared calls kept; all go when there are more
@@ -56,7 +58,10 @@ def load(
 ) -> Model:
     """Load a trained network from an .onnx or .npz file (or its bytes).
 
-    ``precision``: None for the file's own, or "float32". ``threads``: at most this many (1 is what runs today).
+    ``precision`` of the weights: None for the file's own, "float32", "bfloat16" (float32 arithmetic, half the bytes) or
+    "int8" (weights and the rows they meet in int8, summed in int32); a float64 model runs in float64 only.
+    ``threads``: at most so many
+    a call, where they make it faster (None: LSTM_ENGINE_THREADS, or the cores this process may run on).
     ``states``: {input: output} pairs a stream carries, beside those found by themselves ({input: None}: it is none).
     ``constants``: inputs that never change. ``prefix``, ``batch_first``, ``nonlinearity``, ``layers``: what a file of
     bare weights cannot say (a PyTorch state_dict, Keras weights).
@@ -64,8 +69,10 @@ def load(
     Raises OSError, ModelFormatError (damaged, contradictory), UnsupportedModelError (names node, operator and
     attribute), StateError, ValueError for keywords out of range.
     """
-    if precision not in (None, *PRECISIONS):
-        raise UnsupportedModelError(f"precision={precision!r} is not available; expected None or one of {PRECISIONS}")
+    if precision not in (None, *PRECISIONS_ASKED):
+        raise UnsupportedModelError(
+            f"precision={precision!r} is not available; expected None or one of {', '.join(PRECISIONS_ASKED)}"
+        )
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads={threads!r}: expected a positive number or None")
     graph = read(path, prefix=prefix, batch_first=batch_first, nonlinearity=nonlinearity, layers=layers)
@@ -74,9 +81,11 @@ def load(
         graph = recognise(fold(bind_constants(graph, constants)))
     check(graph)
     element = element_type(graph)
-    if precision == "float32" and element == "float64":
-        raise UnsupportedModelError(f"{graph.origin}: a float64 model runs in float64; precision='float32' is none")
-    return Model(graph, element, states)
+    if precision and element == "float64":
+        raise UnsupportedModelError(f"{graph.origin}: a float64 model runs in float64; precision={precision!r} is none")
+    held = graph.metadata.get(HELD_IN, element)
+    chosen = precision or (held if PRECISIONS.get(held) == element else element)
+    return Model(rounded(graph, chosen), chosen, states, threads=threads)
 
 
 class Model:
@@ -89,13 +98,19 @@ class Model:
     def __init__(
         self,
         graph: Graph,
-        element: str,
+        precision: str,
         states: Mapping[str, str | None] | None = None,
         part_of: Model | None = None,
+        threads: int | None = None,
     ) -> None:
-        """``part_of``: the network that this is what is left of, once data has decided shapes or branches."""
+        """``threads``: at most so many a call, None for as many as may be used here.
+
+        ``part_of``: the network that this is what is left of, once data has decided shapes or branches.
+        """
         self.graph = graph
-        self.element = element
+        self.precision = precision
+        self.threads = min(threads or threads_allowed(), threads_allowed())
+        self.means = Means(precision, self.threads)
         self.inputs = graph.inputs
         self.outputs = graph.outputs
         self.metadata = graph.metadata
@@ -104,7 +119,7 @@ class Model:
         self._declared = dict(states or {})
         self._programs: OrderedDict[Any, tuple[Lowered, list[Runner]]] = OrderedDict()
         self._calls: dict[Any, Call | StagedCall] = {}
-        self._parts = Parts(lambda part: Model(part, element, part_of=self), self.stage)
+        self._parts = Parts(lambda part: Model(part, precision, part_of=self, threads=threads), self.stage)
         self._branches = any(is_control(node) for node in graph.nodes)
         required = [spec.name for spec in graph.inputs if not spec.optional]
         self._sole = required[0] if len(required) == 1 else None
@@ -119,6 +134,11 @@ class Model:
     def __repr__(self) -> str:
         ins, outs = "; ".join(map(str, self.inputs)), "; ".join(map(str, self.outputs))
         return f"Model({self.graph.origin}: {ins} → {outs})"
+
+    @property
+    def element(self) -> str:
+        """The type of all numbers but weights: "float32" or "float64"."""
+        return PRECISIONS[self.precision]
 
     @property
     def states(self) -> tuple[tuple[str, str], ...]:
@@ -186,7 +206,7 @@ class Model:
         with self._lock:
             if key in self._streamables:
                 return self._streamables[key]
-        lowered = lower_stream(graph, batch, self._declared, self.store, self.element)
+        lowered = lower_stream(graph, batch, self._declared, self.store, self.means)
         with self._lock:
             return self._streamables.setdefault(key, lowered)
 
@@ -266,7 +286,7 @@ class Model:
                     self._programs.move_to_end(key)
                     return self._programs[key]
         try:
-            lowered = lower_run(self.graph, shapes, self.store, self.element)
+            lowered = lower_run(self.graph, shapes, self.store, self.means)
         except ModelFormatError as fault:
             raise self._unfit(fault) from fault
         key = (_shared_key(shapes, lowered), branches) if lowered.any_steps else exact

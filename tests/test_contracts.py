@@ -126,12 +126,14 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "machine": set(),
     "jit": {"machine"},
     "graph": {"errors"},
+    "precision": {"graph"},
     "reference": {"errors", "graph", "vocabulary"},
     "kernels": {"encoding", "jit", "machine"},
-    "formats": {"errors", "graph", "vocabulary"},
+    "formats": {"errors", "graph", "precision", "vocabulary"},
     "passes": {"errors", "graph", "vocabulary", "reference"},
     "program": {*_VALUES, "passes", "reference"},
-    "engine": {*_VALUES, "passes", "program", "kernels", "reference"},
+    "workers": {*_VALUES, "program", "kernels"},
+    "engine": {*_VALUES, "passes", "program", "kernels", "reference", "workers"},
     "state": {"errors"},
     "stream": {*_VALUES, "engine", "kernels", "passes", "program", "state"},
     "pool": {*_VALUES, "engine", "kernels", "passes", "program", "state"},
@@ -139,6 +141,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
 }
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
+MAY_IMPORT["program"] |= {"precision"}
 MAY_IMPORT["staged"] = {"graph", "passes", "reference"}
 MAY_IMPORT["model"] |= {"staged"}
 MAY_IMPORT["feeds"] = {"errors", "graph", "reference"}

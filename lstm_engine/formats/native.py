@@ -16,10 +16,12 @@ import numpy as np
 
 from ..errors import ModelFormatError, UnsupportedModelError
 from ..graph import UNKNOWN_DTYPE, Dimension, Graph, Node, TensorSpec, reads
+from ..precision import HELD_IN, int8_levels, weight_axes
 from .archive import Archive, write_archive
 
 DESCRIPTION: Final = "lstm_engine.json"
 VERSION: Final = 1
+ROUNDED_VERSION: Final = 2  # of a file that holds some weights as int8 levels or bfloat16 words
 MAX_DESCRIPTION: Final = 64 << 20
 MAX_DEPTH: Final = 64
 NUMERIC: Final = frozenset("?bBhHiIlLqQefdFD")
@@ -33,13 +35,14 @@ def write_native(graph: Graph, path: str | os.PathLike[str]) -> None:
     Raises UnsupportedModelError for values the format has no place for, OSError if the file cannot be written.
     """
     arrays = _Arrays()
+    rounded = _rounded(graph)
     description = {
         "format": "lstm_engine",
-        "version": VERSION,
+        "version": ROUNDED_VERSION if rounded else VERSION,
         "metadata": dict(graph.metadata),
         # The name alone: where the file lay on somebody's disk is nobody's business, and no part of the content.
         "origin": os.path.basename(graph.origin),
-        "graph": _described(graph, arrays),
+        "graph": _described(graph, arrays, rounded),
     }
     write_archive(path, {DESCRIPTION: description}, arrays.members)
 
@@ -77,13 +80,57 @@ class _Arrays:
         return self._known[identity]
 
 
-def _described(graph: Graph, arrays: _Arrays) -> dict[str, Any]:
+#: What weights are held as, by precision: members, with the dtype of each.
+MEMBERS: Final[dict[str, dict[str, np.dtype[Any]]]] = {
+    "int8": {"levels": np.dtype(np.int8), "scales": np.dtype(np.float32)},
+    "bfloat16": {"words": np.dtype(np.uint16)},
+}
+
+Held = dict[str, Any]
+
+
+def _rounded(graph: Graph) -> dict[str, Held]:
+    """The weights that a rounded graph's precision holds exactly: name → precision, axis and members."""
+    precision = graph.metadata.get(HELD_IN)
+    found: dict[str, Held] = {}
+    if precision not in MEMBERS:
+        return found
+    for name, axis in weight_axes(graph).items():
+        value = graph.constants[name]
+        if precision == "int8":
+            members = dict(zip(("levels", "scales"), int8_levels(value, axis), strict=True))
+        else:
+            members = {"words": (np.ascontiguousarray(value).view(np.uint32) >> 16).astype(np.uint16)}
+        if np.array_equal(_widened(precision, members, axis), value):
+            found[name] = {"precision": precision, "axis": axis, **members}
+    return found
+
+
+def _widened(precision: str, members: dict[str, np.ndarray], axis: int) -> np.ndarray:
+    """The float32 weights that members stand for."""
+    if precision == "bfloat16":
+        words: np.ndarray = (members["words"].astype(np.uint32) << 16).view(np.float32)
+        return words
+    weights: np.ndarray = members["levels"].astype(np.float32) * np.expand_dims(members["scales"], axis)
+    return weights
+
+
+def _described_constant(name: str, value: np.ndarray, arrays: _Arrays, rounded: dict[str, Held]) -> Any:
+    subject = f"constant '{name}'"
+    if name not in rounded:
+        return arrays.add(value, subject)
+    return {k: arrays.add(v, subject) if isinstance(v, np.ndarray) else v for k, v in rounded[name].items()}
+
+
+def _described(graph: Graph, arrays: _Arrays, rounded: dict[str, Held] | None = None) -> dict[str, Any]:
     return {
         "opset": graph.opset,
         "inputs": [_described_spec(spec) for spec in graph.inputs],
         "outputs": [_described_spec(spec) for spec in graph.outputs],
         "nodes": [_described_node(node, arrays) for node in graph.nodes],
-        "constants": {name: arrays.add(value, f"constant '{name}'") for name, value in graph.constants.items()},
+        "constants": {
+            name: _described_constant(name, value, arrays, rounded or {}) for name, value in graph.constants.items()
+        },
     }
 
 
@@ -138,9 +185,10 @@ class _Reader:
         top = self._record(description, "description", "format", "version", "metadata", "origin", "graph")
         if top["format"] != "lstm_engine":
             raise self._fault("format", '"lstm_engine"', top["format"])
-        if top["version"] != VERSION or isinstance(top["version"], bool):
+        if top["version"] not in (VERSION, ROUNDED_VERSION) or isinstance(top["version"], bool):
             raise ModelFormatError(
-                f"{self._subject}: version {top['version']!r:.20}, this engine reads {VERSION}; convert it anew"
+                f"{self._subject}: version {top['version']!r:.20}, this engine reads {VERSION} and {ROUNDED_VERSION}; "
+                "convert it anew"
             )
         metadata = self._record(top["metadata"], "metadata")
         for key, value in metadata.items():
@@ -155,7 +203,7 @@ class _Reader:
         inputs = self._each(record["inputs"], f"{where}.inputs", self._spec)
         outputs = self._each(record["outputs"], f"{where}.outputs", self._spec)
         constants = {
-            name: self._array(member, f"{where}.constants.{name}")
+            name: self._constant(member, f"{where}.constants.{name}")
             for name, member in self._record(record["constants"], f"{where}.constants").items()
         }
         raw_nodes = self._list(record["nodes"], f"{where}.nodes")
@@ -228,6 +276,25 @@ class _Reader:
         if isinstance(value, dict) and set(value) == {"graph"}:
             return self._graph(value["graph"], where, scope, origin, {})
         raise self._fault(where, "a number, a text, a list, an array or a graph", value)
+
+    def _constant(self, value: Any, where: str) -> np.ndarray:
+        """An array, or the float32 weights that levels and scales, or words, stand for."""
+        if not isinstance(value, dict):
+            return self._array(value, where)
+        precision = self._record(value, where, "precision", "axis")["precision"]
+        if precision not in MEMBERS:
+            raise self._fault(f"{where}.precision", " or ".join(MEMBERS), precision)
+        members = {}
+        for member, dtype in MEMBERS[precision].items():
+            array = members[member] = self._array(self._record(value, where, member)[member], f"{where}.{member}")
+            if array.dtype != dtype or (member != "scales" and array.ndim < 1):
+                raise self._fault(f"{where}.{member}", f"an array of {dtype}", f"{array.dtype}{list(array.shape)}")
+        first = next(iter(members.values()))
+        axis = self._whole(value["axis"], f"{where}.axis", 0, first.ndim - 1)
+        wanted = first.shape[:axis] + first.shape[axis + 1 :]
+        if members.get("scales", np.empty(wanted)).shape != wanted:
+            raise self._fault(f"{where}.scales", f"shape {list(wanted)}", list(members["scales"].shape))
+        return _widened(precision, members, axis)
 
     def _array(self, value: Any, where: str) -> np.ndarray:
         member = self._text(value, where)

@@ -1,7 +1,7 @@
 """The executor: one compiled function that runs any Program over an arena, a whole call at a time.
 
 It takes one address (the context, encoding.Context) and returns 0, or a fault code with the place and
-value in the context. There is one image a data type; a new model compiles nothing.
+value in the context. There is one image a precision; a new model compiles nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from ..encoding import (
     INSTRUCTION_BYTES,
     NOT_FITTING,
     PORT_WORDS,
+    RUNG,
     Context,
     Form,
     Opcode,
     Port,
+    Share,
 )
 from ..jit import Compiled, Progress, compile_kernel, kernel
 from . import convolution, matmul, pointwise, recurrent, reduction, rows
@@ -43,6 +45,7 @@ from .simd import (
     word,
     word32,
 )
+from .weights import Floats, weights_of
 
 KERNEL_SIGNATURE = types.int64(types.int64, types.int64)
 CALL_SIGNATURE = types.int64(types.int64)
@@ -67,28 +70,31 @@ CALL_SIGNATURE = types.int64(types.int64)
 SIZE = INSTRUCTION_BYTES
 (
     CODE, ARENA, CONSTANTS, EXECUTOR, BUSY_WORD, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
-    FAULT_VALUE, FAULT_LIMIT, FORMS, START, PORTS,
+    FAULT_VALUE, FAULT_LIMIT, FORMS, START, _, _, BELL, PORTS,
 ) = (int(w) * 8 for w in Context)  # fmt: skip
+KIND, CALLER = int(Share.KIND) * 8, int(Share.CONTEXT) * 8
 FORM_BYTES = FORM_WORDS * 8
 F_TYPE, F_DTYPE, F_FLAGS, F_AXES, F_SIZES, F_LEAN_AXES, F_LEAN_SIZES = (int(w) * 8 for w in list(Form)[1:])
 FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
 SECOND_PORT = FIRST_PORT + PORT_WORDS * 8
 
 
-def build(element: str, progress: Progress) -> Callable[..., Any]:
-    """The executor of an element type as a Python function whose globals are its kernels, each compiled first."""
-    v = lanes(element)
-    product, product_narrow = product_rows(v, 4), product_rows(v, 1)
+def build(precision: str, progress: Progress) -> Callable[..., Any]:
+    """The executor of a precision as a Python function whose globals are its kernels, each compiled first."""
+    v = lanes("float64" if precision == "float64" else "float32")
+    weights = weights_of(precision, v)
+    product, product_narrow = product_rows(weights, 4), product_rows(weights, 1)
+    floats_narrow = product_narrow if type(weights) is Floats else product_rows(Floats(v), 1)
     activate = pointwise.activation(v)
     parts = {
         **rows.kernels(),
-        **lstm_kernels.kernels(v, product, product_narrow, activate),
-        "recurrent_": recurrent.recurrent_rows(v, product, product_narrow, activate),
+        **lstm_kernels.kernels(weights, product, floats_narrow, activate),
+        "recurrent_": recurrent.recurrent_rows(weights, product, product_narrow, activate),
         "convolution_": convolution.convolution_rows(v, gathering_rows(v, 4), gathering_rows(v, 1)),
-        "dense": dense_kernels.dense_rows(v, product, product_narrow),
+        "dense": dense_kernels.dense_rows(weights, product, product_narrow),
         **pointwise.kernels(v, activate),
         "reduce": reduction.reduce_rows(v),
-        "matmul_": matmul.matmul_rows(v, product_narrow),
+        "matmul_": matmul.matmul_rows(v, floats_narrow),
     }
     for done, (name, part) in enumerate(parts.items()):
         progress(name, done, len(parts) + 1)
@@ -150,7 +156,13 @@ def run(code, cx):  # type: ignore[no-untyped-def]
 
 
 def call(cx):  # type: ignore[no-untyped-def]
-    """One call, block after block; on a fault the state is put back as it was."""
+    """One call, block after block; on a fault the state is put back as it was. Of a job: a helper's share."""
+    if word(cx) == 0:
+        caller = word(cx + CALLER)
+        kind = word(cx + KIND)
+        if kind == 0:
+            return lstm_share(cx, caller)  # noqa: F821
+        return cell_share(cx, caller) if kind == 1 else projection_share(cx, caller)  # noqa: F821
     control = flush_denormals()
     total, block = word(cx + TOTAL), word(cx + BLOCK)
     arena, shadow, state_bytes = word(cx + ARENA), word(cx + SHADOW), word(cx + STATE_BYTES)
@@ -199,6 +211,16 @@ def matches(array, form):  # type: ignore[no-untyped-def]
     return kind
 
 
+@kernel
+def called(cx):  # type: ignore[no-untyped-def]
+    """Run; RUNG if a helper is to be woken before the next call."""
+    fault = invoke(word(cx + EXECUTOR), cx)
+    bell = word(cx + BELL)
+    if fault == 0 and bell != 0 and word(bell) != 0:
+        return RUNG
+    return fault
+
+
 def enter(cx, x, out):  # type: ignore[no-untyped-def]
     """The shortest way from Python: run with two NumPy arrays as the first two ports, both with the batch axis or both
     without.
@@ -214,7 +236,7 @@ def enter(cx, x, out):  # type: ignore[no-untyped-def]
     header = word(forms)
     set_word(cx + FIRST_PORT, word(x + header))
     set_word(cx + SECOND_PORT, word(out + header))
-    fault = invoke(word(cx + EXECUTOR), cx)
+    fault = called(cx)
     release(cx + BUSY_WORD)
     return fault
 
@@ -242,13 +264,13 @@ def bind(cx, port, step, row, array):  # type: ignore[no-untyped-def]
 
 def enter_context(cx):  # type: ignore[no-untyped-def]
     """Run with the ports as the context has them."""
-    return invoke(word(cx + EXECUTOR), cx)
+    return called(cx)
 
 
 @functools.cache
-def executor(element: str) -> Compiled:
-    """The executor of an element type, not yet loaded."""
-    return Compiled(f"executor-{element}", CALL_SIGNATURE, functools.partial(build, element), nogil=True)
+def executor(precision: str) -> Compiled:
+    """The executor of a precision, not yet loaded."""
+    return Compiled(f"executor-{precision}", CALL_SIGNATURE, functools.partial(build, precision), nogil=True)
 
 
 @functools.cache

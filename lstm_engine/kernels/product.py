@@ -2,10 +2,9 @@
 
     out[m] = z[m] + Σ_k x[m, k]·w[k] + Σ_k h[m, k]·w[Kx + k]        m < M rows, G vectors of 16 outputs
 
-Weights are packed as [block][K][G][16], 64-byte aligned: one pass over them, four loads in a row, serves M
-rows whose accumulators stay in registers. Each output has one chain: its z (bias, or the hoisted input
-projection), then x over k, then h over k, in that order, whatever M is, so that results do not depend on
-batch, chunk or thread count.
+One pass over the weights of a block (weights.py says how they lie) serves M rows whose accumulators stay in registers.
+Each output has one chain: its z (bias, or the hoisted input projection), then x over k, then h over k, in that order,
+whatever M is, so that results do not depend on batch, chunk or thread count.
 """
 
 from __future__ import annotations
@@ -19,145 +18,86 @@ from ..jit import kernel
 from ..machine import target
 from . import maths
 from .simd import INT64, Lanes, int64, never_inline, pointer
+from .weights import Floats, Sums
 
 #: Lines of the next weights asked for ahead of a cell (bench row `step-h128`: 32 gain a twentieth).
 AHEAD = 32
 
 
-def rows_in_registers(v: Lanes, vectors: int) -> int:
+def rows_in_registers(weights: Floats, vectors: int) -> int:
     """How many rows' accumulators fit, leaving a fifth of the registers for weights and operands."""
+    v = weights.v
     per_vector = max(1, v.vector_bytes // target().vector_bytes)
-    return max(1, min(6, target().registers * 4 // 5 // (vectors * per_vector)))
+    return max(1, min(weights.most_rows, target().registers * 4 // 5 // (vectors * per_vector)))
 
 
-def _accumulate(
-    v: Lanes,
-    b: ir.IRBuilder,
-    accumulators: list[list[ir.Value]],
-    w: ir.Value,
-    x: ir.Value,
-    x_stride: ir.Value,
-    depth: ir.Value,
-) -> tuple[list[list[ir.Value]], ir.Value]:
-    """accumulators[m][g] += Σ_k x[m, k]·w[k, g]; also returns the address behind the weights it read."""
-
-    def element(m: int, k: ir.Value) -> ir.Value:
-        return b.add(b.add(x, b.mul(k, int64(v.bytes))), b.mul(x_stride, int64(m)))
-
-    return _summed(v, b, accumulators, w, depth, lambda k: [element(m, k) for m in range(len(accumulators))])
+def _sums(
+    weights: Floats, b: ir.IRBuilder, w: ir.Value, z_rows: list[ir.Value], vectors: int, parts: list[Any]
+) -> Sums:
+    """z + x·W + h·R of some rows, in registers."""
+    v = weights.v
+    sums = [[v.load(b, b.add(row, int64(g * v.vector_bytes))) for g in range(vectors)] for row in z_rows]
+    for part in parts:
+        sums, w = weights.add(b, sums, w, part)
+    return sums
 
 
-def _summed(
-    v: Lanes,
-    b: ir.IRBuilder,
-    accumulators: list[list[ir.Value]],
-    w: ir.Value,
-    depth: ir.Value,
-    elements: Callable[[ir.Value], list[ir.Value]],
-) -> tuple[list[list[ir.Value]], ir.Value]:
-    """accumulators[m][g] += Σ_k x·w[k, g] with x at the address elements(k)[m]; also the address behind the weights."""
-    vectors = len(accumulators[0])
-    before = b.block
-    body = b.function.append_basic_block("k")
-    after = b.function.append_basic_block("k_done")
-    b.cbranch(b.icmp_signed(">", depth, int64(0)), body, after)
-
-    b.position_at_end(body)
-    k, at = b.phi(INT64), b.phi(INT64)
-    k.add_incoming(int64(0), before)
-    at.add_incoming(w, before)
-    held = [[b.phi(v.vector) for _ in row] for row in accumulators]
-    for phis, row in zip(held, accumulators, strict=True):
-        for phi, value in zip(phis, row, strict=True):
-            phi.add_incoming(value, before)
-    weights = [v.load(b, b.add(at, int64(g * v.vector_bytes))) for g in range(vectors)]
-    summed = []
-    for place, phis in zip(elements(k), held, strict=True):
-        factor = v.broadcast(b, place)
-        summed.append([v.fma(b, factor, weight, phi) for weight, phi in zip(weights, phis, strict=True)])
-    k_next, at_next = b.add(k, int64(1)), b.add(at, int64(vectors * v.vector_bytes))
-    k.add_incoming(k_next, body)
-    at.add_incoming(at_next, body)
-    for phis, row in zip(held, summed, strict=True):
-        for phi, value in zip(phis, row, strict=True):
-            phi.add_incoming(value, body)
-    b.cbranch(b.icmp_signed("<", k_next, depth), body, after)
-
-    b.position_at_end(after)
-    end = b.phi(INT64)
-    end.add_incoming(w, before)
-    end.add_incoming(at_next, body)
-    result = []
-    for old, new in zip(accumulators, summed, strict=True):
-        joined = []
-        for value, total in zip(old, new, strict=True):
-            phi = b.phi(v.vector)
-            phi.add_incoming(value, before)
-            phi.add_incoming(total, body)
-            joined.append(phi)
-        result.append(joined)
-    return result, end
-
-
-def _tile(v: Lanes, rows: int, vectors: int) -> Any:
+def _tile(weights: Floats, rows: int, vectors: int) -> Any:
     """tile(w, x, x_stride, Kx, h, h_stride, Kh, z, z_stride, out, out_stride) for M = ``rows``, G = ``vectors``."""
+    v = weights.v
 
     def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
         w, x, x_stride, x_depth, h, h_stride, h_depth, z, z_stride, out, out_stride = operands
-        offsets = [g * v.vector_bytes for g in range(vectors)]
         z_rows = [b.add(z, b.mul(z_stride, int64(m))) for m in range(rows)]
         out_rows = [b.add(out, b.mul(out_stride, int64(m))) for m in range(rows)]
-        sums = [[v.load(b, b.add(row, int64(offset))) for offset in offsets] for row in z_rows]
-        sums, w = _accumulate(v, b, sums, w, x, x_stride, x_depth)
-        sums, w = _accumulate(v, b, sums, w, h, h_stride, h_depth)
+        sums = _sums(weights, b, w, z_rows, vectors, [(x, x_stride, x_depth), (h, h_stride, h_depth)])
         for row, values in zip(out_rows, sums, strict=True):
-            for offset, value in zip(offsets, values, strict=True):
-                v.store(b, value, b.add(row, int64(offset)))
+            for g, value in enumerate(values):
+                v.store(b, value, b.add(row, int64(g * v.vector_bytes)))
 
     return v.intrinsic(emit, "a" * 11, "")
 
 
-def lstm_block(v: Lanes) -> Any:
-    """block(w, x, Kx, h, Kh, z, c, out, next): 16 units of one row, product and cell in registers; updates c in place.
+def lstm_block(weights: Floats) -> Any:
+    """block(w, x, Kx, h, Kh, z, c, c_new, out, next): 16 units of one row, product and cell in registers.
 
     ``next``: the weights read after these. Their first lines are asked for before the cell is computed, which
     leaves the way from the second-level cache idle otherwise.
     """
+    v = weights.v
 
     def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
-        w, x, x_depth, h, h_depth, z, c, out, following = operands
-        sums = [[v.load(b, b.add(z, int64(g * v.vector_bytes))) for g in range(4)]]
-        sums, w = _accumulate(v, b, sums, w, x, int64(0), x_depth)
-        sums, w = _accumulate(v, b, sums, w, h, int64(0), h_depth)
+        w, x, x_depth, h, h_depth, z, c, c_new, out, following = operands
+        (sums,) = _sums(weights, b, w, [z], 4, [(x, int64(0), x_depth), (h, int64(0), h_depth)])
         for line in range(AHEAD):
             v.prefetch(b, b.add(following, int64(64 * line)))
-        i, o, f, g = sums[0]
-        c_new, h_new = maths.cell(v, b, (i, o, f, g), v.load(b, c))
-        v.store(b, c_new, c)
-        v.store(b, h_new, out)
+        i, o, f, g = sums
+        cell, hidden = maths.cell(v, b, (i, o, f, g), v.load(b, c))
+        v.store(b, cell, c_new)
+        v.store(b, hidden, out)
 
-    return v.intrinsic(emit, "a" * 9, "")
+    return v.intrinsic(emit, "a" * 10, "")
 
 
 def cell_block(v: Lanes) -> Any:
-    """cell(z, c, out): 16 units of one row from their pre-activations z[4][16]; updates c in place."""
+    """cell(z, c, c_new, out): 16 units of one row from their pre-activations z[4][16]."""
 
-    def emit(b: ir.IRBuilder, z: ir.Value, c: ir.Value, out: ir.Value) -> None:
+    def emit(b: ir.IRBuilder, z: ir.Value, c: ir.Value, c_new: ir.Value, out: ir.Value) -> None:
         i, o, f, g = (v.load(b, b.add(z, int64(gate * v.vector_bytes))) for gate in range(4))
-        c_new, h_new = maths.cell(v, b, (i, o, f, g), v.load(b, c))
-        v.store(b, c_new, c)
-        v.store(b, h_new, out)
+        cell, hidden = maths.cell(v, b, (i, o, f, g), v.load(b, c))
+        v.store(b, cell, c_new)
+        v.store(b, hidden, out)
 
-    return v.intrinsic(emit, "aaa", "")
+    return v.intrinsic(emit, "aaaa", "")
 
 
-def product_rows(v: Lanes, vectors: int) -> Callable[..., None]:
+def product_rows(weights: Floats, vectors: int) -> Callable[..., None]:
     """The tile over any number of rows, as many at a time as registers hold.
 
     product(w, x, x_stride, Kx, h, h_stride, Kh, z, z_stride, out, out_stride, rows)
     """
-    most = rows_in_registers(v, vectors)
-    one = _tile(v, 1, vectors)
+    most = rows_in_registers(weights, vectors)
+    one = _tile(weights, 1, vectors)
     if most == 1:
 
         @kernel
@@ -170,8 +110,8 @@ def product_rows(v: Lanes, vectors: int) -> Callable[..., None]:
 
         return product_one
 
-    full, two = _tile(v, most, vectors), _tile(v, 2, vectors)
-    three, four = _tile(v, min(3, most), vectors), _tile(v, min(4, most), vectors)
+    full, two = _tile(weights, most, vectors), _tile(weights, 2, vectors)
+    three, four = _tile(weights, min(3, most), vectors), _tile(weights, min(4, most), vectors)
 
     @kernel
     def product(w, x, xs, kx, h, hs, kh, z, zs, out, os, rows):  # type: ignore[no-untyped-def]
@@ -204,6 +144,8 @@ def _gathering_tile(v: Lanes, rows: int, vectors: int) -> Any:
     def word(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
         return b.load(pointer(b, b.add(table, b.mul(index, int64(8)))), typ=INT64, align=8)
 
+    weights = Floats(v)
+
     def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
         w, x, places, offsets, depth, z, out, out_stride = operands
         columns = [g * v.vector_bytes for g in range(vectors)]
@@ -214,7 +156,7 @@ def _gathering_tile(v: Lanes, rows: int, vectors: int) -> Any:
             offset = word(b, offsets, k)
             return [b.add(start, offset) for start in starts]
 
-        sums, _ = _summed(v, b, [first] * rows, w, depth, elements)
+        sums, _ = weights.summed(b, [first] * rows, w, depth, elements)
         for m, row in enumerate(sums):
             for column, value in zip(columns, row, strict=True):
                 v.store(b, value, b.add(b.add(out, b.mul(out_stride, int64(m))), int64(column)))
@@ -227,7 +169,7 @@ def gathering_rows(v: Lanes, vectors: int) -> Callable[..., None]:
 
     gather(w, x, places, offsets, K, z, out, out_stride, count)
     """
-    most = rows_in_registers(v, vectors)
+    most = rows_in_registers(Floats(v), vectors)
     full, two, one = (_gathering_tile(v, rows, vectors) for rows in (most, min(2, most), 1))
 
     @kernel

@@ -13,19 +13,21 @@ from typing import Any
 from ..encoding import Cell, Recurrent
 from ..jit import kernel
 from .dense import outputs_of
-from .rows import copy_rows, field, locate, over_rows, ragged
-from .simd import Lanes, clear_bytes, float64_of_bits, never_inline, word
+from .rows import copy_rows, field, locate, over_rows, ragged, scratch
+from .simd import clear_bytes, float64_of_bits, never_inline, word
+from .weights import Floats
 
 (
     _, X_STRIDE, _, Y_STRIDE, _, H_STRIDE, W, R, R_CANDIDATE, BIAS, INPUTS, UNITS, VECTORS, _, _, REVERSE, SUMS,
-    HOIST, CELL, CLIP, ACTIVATIONS, PARAMETERS, _, _, RESET, X_STEP, Y_STEP, _, _, _, _,
+    HOIST, CELL, CLIP, ACTIVATIONS, PARAMETERS, _, _, RESET, X_STEP, Y_STEP, _, _, _, _, ROOM, UNIT,
 ) = (int(f) for f in Recurrent)  # fmt: skip
 RNN, GRU, GRU_LINEAR = int(Cell.RNN), int(Cell.GRU), int(Cell.GRU_LINEAR)
 
 
-def recurrent_rows(v: Lanes, product: Any, product_narrow: Any, activate: Any) -> Any:
+def recurrent_rows(weights: Floats, product: Any, product_narrow: Any, activate: Any) -> Any:
     """The kernel of GRU and RNN."""
-    outputs = outputs_of(v, product, product_narrow)
+    v = weights.v
+    outputs = outputs_of(weights, product, product_narrow)
     load = v.intrinsic(lambda b, at: v.load(b, at), "a", "v")
     store = v.intrinsic(lambda b, at, x: v.store(b, x, at), "av", "")
     splat = v.intrinsic(v.splat, "s", "v")
@@ -81,8 +83,8 @@ def recurrent_rows(v: Lanes, product: Any, product_narrow: Any, activate: Any) -
         sums, bias, vectors = locate(cx, field(ip, SUMS)), locate(cx, field(ip, BIAS)), field(ip, VECTORS)
         planes = 1 if field(ip, CELL) == RNN else 4
         stride = planes * vectors * one
-        made = 3 * vectors if planes == 4 else vectors
-        outputs(locate(cx, field(ip, W)), x, xs, field(ip, INPUTS), bias, 0, sums, stride, made, rows)
+        made, room = 3 * vectors if planes == 4 else vectors, scratch(ip, cx, ROOM)
+        outputs(locate(cx, field(ip, W)), x, xs, field(ip, INPUTS), bias, 0, sums, stride, made, rows, room, 0)
         if planes == 4:
             copy_rows(sums + made * one, stride, 0, bias + made * one, 0, 0, vectors * one, rows, 1)
 
@@ -90,10 +92,10 @@ def recurrent_rows(v: Lanes, product: Any, product_narrow: Any, activate: Any) -
     def advance(ip, cx, sums, h, hs, out, os, rows):  # type: ignore[no-untyped-def]
         """One step of ``rows`` rows: adds the products with h to the planes, and makes the new h of them."""
         vectors, units, kind = field(ip, VECTORS), field(ip, UNITS), field(ip, CELL)
-        plane = vectors * one
+        plane, room, unit = vectors * one, scratch(ip, cx, ROOM), field(ip, UNIT)
         recurrent = locate(cx, field(ip, R))
         if kind == RNN:
-            outputs(recurrent, h, hs, units, sums, plane, sums, plane, vectors, rows)
+            outputs(recurrent, h, hs, units, sums, plane, sums, plane, vectors, rows, room, unit)
             b = 0
             while b < rows:
                 rnn_row(ip, cx, sums + b * plane, plane, out + b * os)
@@ -101,15 +103,16 @@ def recurrent_rows(v: Lanes, product: Any, product_narrow: Any, activate: Any) -
             return
         stride, second = 4 * plane, sums + plane
         if kind == GRU_LINEAR:
-            outputs(recurrent, h, hs, units, second, stride, second, stride, 3 * vectors, rows)
+            outputs(recurrent, h, hs, units, second, stride, second, stride, 3 * vectors, rows, room, unit)
         else:
-            outputs(recurrent, h, hs, units, second, stride, second, stride, 2 * vectors, rows)
+            outputs(recurrent, h, hs, units, second, stride, second, stride, 2 * vectors, rows, room, unit)
             left = locate(cx, field(ip, RESET))
             b = 0
             while b < rows:
                 reset_row(ip, cx, sums + b * stride, plane, h + b * hs, left + b * plane)
                 b += 1
-            outputs(locate(cx, field(ip, R_CANDIDATE)), left, plane, units, sums, stride, sums, stride, vectors, rows)
+            candidate = locate(cx, field(ip, R_CANDIDATE))
+            outputs(candidate, left, plane, units, sums, stride, sums, stride, vectors, rows, room, unit)
         b = 0
         while b < rows:
             gru_row(ip, cx, sums + b * stride, plane, kind == GRU_LINEAR, h + b * hs, out + b * os)

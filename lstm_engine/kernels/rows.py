@@ -30,6 +30,15 @@ def locate(cx: int, operand: int) -> int:
 
 
 @kernel
+def scratch(ip: int, cx: int, index: int) -> int:
+    """Address of scratch memory that an instruction may lack: 0 then."""
+    operand = field(ip, index)
+    if operand < 0:
+        return 0
+    return locate(cx, operand)
+
+
+@kernel
 def steps(ip: int, cx: int, timed: int) -> int:
     """Time steps an instruction runs over: those of the block, or one."""
     if field(ip, timed) != 0:

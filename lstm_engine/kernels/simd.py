@@ -176,6 +176,47 @@ class Lanes:
         return _intrinsic(len(signature_types), result_type(*signature_types), code)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Bytes in fours: integer products
+
+
+WORDS = ir.VectorType(INT32, WIDTH)
+BYTES = ir.VectorType(ir.IntType(8), 4 * WIDTH)
+HALVES = ir.VectorType(ir.IntType(16), 2 * WIDTH)
+
+
+def spread(b: ir.IRBuilder, word: ir.Value) -> ir.Value:
+    """Four bytes, sixteen times."""
+    undefined = ir.Constant(WORDS, ir.Undefined)
+    first = b.insert_element(undefined, word, ir.Constant(INT32, 0))
+    return b.shuffle_vector(first, undefined, ir.Constant(WORDS, [0] * WIDTH))
+
+
+def dot(b: ir.IRBuilder, total: ir.Value, four: ir.Value, weights: ir.Value) -> ir.Value:
+    """total[j] + Σ_i a[i]·w[j][i]: four unsigned bytes a with sixteen times four signed bytes, exactly."""
+    if target().vnni:
+        return call(b, "llvm.x86.avx512.vpdpbusd.512", WORDS, [total, b.bitcast(four, BYTES), weights])
+    # Even and odd bytes as 16-bit lanes; a sum of two neighbours' products is one instruction on x86 (pmaddwd).
+    eight = ir.Constant(HALVES, [8] * 2 * WIDTH)
+    signed, unsigned = b.bitcast(weights, HALVES), b.bitcast(four, HALVES)
+    evens = b.ashr(b.shl(signed, eight), eight), b.and_(unsigned, ir.Constant(HALVES, [0xFF] * 2 * WIDTH))
+    odds = b.ashr(signed, eight), b.lshr(unsigned, eight)
+    for w, a in (evens, odds):
+        total = b.add(total, _neighbours(b, w, a))
+    return total
+
+
+def _neighbours(b: ir.IRBuilder, w: ir.Value, a: ir.Value) -> ir.Value:
+    """w[2j]·a[2j] + w[2j + 1]·a[2j + 1] of 16-bit lanes, in 32 bits."""
+    wide = ir.VectorType(INT32, 2 * WIDTH)
+    product = b.mul(b.sext(w, wide), b.sext(a, wide))
+    undefined = ir.Constant(wide, ir.Undefined)
+    even, odd = (
+        b.shuffle_vector(product, undefined, ir.Constant(WORDS, list(range(first, 2 * WIDTH, 2)))) for first in (0, 1)
+    )
+    return b.add(even, odd)
+
+
 def _intrinsic(count: int, signature: Any, code: Any) -> Any:
     """An intrinsic of ``count`` arguments: Numba reads the number off the Python signature."""
 
@@ -270,6 +311,11 @@ def _never_inline(b: ir.IRBuilder) -> None:
     b.function.attributes.add("noinline")
 
 
+def _always_inline(b: ir.IRBuilder) -> None:
+    """Have a kernel's code in each of its callers."""
+    b.function.attributes.add("alwaysinline")
+
+
 def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
     """Treat denormals as zero from here on; the control word to restore afterwards."""
     if target().triple.startswith("x86_64"):
@@ -301,16 +347,52 @@ def _invoke(b: ir.IRBuilder, function: ir.Value, argument: ir.Value) -> ir.Value
     return b.call(b.inttoptr(function, function_type.as_pointer()), [argument])
 
 
+def _exchange(b: ir.IRBuilder, at: ir.Value, before: ir.Value, after: ir.Value) -> ir.Value:
+    """Turn a word from one value to another; 1 if it was this caller who did."""
+    outcome = b.cmpxchg(b.inttoptr(at, INT64.as_pointer()), before, after, "acq_rel", "monotonic")
+    return b.zext(b.extract_value(outcome, 1), INT64)
+
+
 def _try_acquire(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
     """Turn a word from 0 to 1; 1 if it was this caller who did."""
-    word_pointer = b.inttoptr(at, INT64.as_pointer())
-    outcome = b.cmpxchg(word_pointer, int64(0), int64(1), "acq_rel", "monotonic")
-    return b.zext(b.extract_value(outcome, 1), INT64)
+    return _exchange(b, at, int64(0), int64(1))
+
+
+def _publish(b: ir.IRBuilder, at: ir.Value, value: ir.Value) -> None:
+    """Write a word: who observes() it sees all that was written before."""
+    b.store_atomic(value, b.inttoptr(at, INT64.as_pointer()), "release", 8)
+
+
+def _observe(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
+    """Read a word that another thread publishes."""
+    return b.load_atomic(b.inttoptr(at, INT64.as_pointer()), "acquire", 8)
 
 
 def _release(b: ir.IRBuilder, at: ir.Value) -> None:
     """Turn a word back to 0."""
-    b.store_atomic(int64(0), b.inttoptr(at, INT64.as_pointer()), "release", 8)
+    _publish(b, at, int64(0))
+
+
+def _fence(b: ir.IRBuilder) -> None:
+    """All threads agree that what stands before came before what follows."""
+    b.fence("seq_cst")
+
+
+def _pause(b: ir.IRBuilder) -> None:
+    """Spend a moment of a loop that watches a word, at little cost to the core's other thread."""
+    if target().triple.startswith("x86_64"):
+        call(b, "llvm.x86.sse2.pause", ir.VoidType(), [])
+    elif target().triple.startswith(("aarch64", "arm64")):
+        call(b, "llvm.aarch64.isb", ir.VoidType(), [ir.Constant(INT32, 15)])
+
+
+def _ticks(b: ir.IRBuilder) -> ir.Value:
+    """A clock of constant rate that all cores share."""
+    if target().triple.startswith(("aarch64", "arm64")):  # the cycle counter is not for user programs there
+        clock_type = ir.FunctionType(INT64, [ir.MetaDataType()])
+        read = cgutils.get_or_insert_function(b.module, clock_type, "llvm.read_volatile_register.i64")
+        return b.call(read, [b.module.add_metadata(["cntvct_el0"])])
+    return call(b, "llvm.readcyclecounter", INT64, [])
 
 
 def _bits_to_float(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
@@ -326,9 +408,16 @@ set_half = _integers.intrinsic(_half_store, "aa", "")
 copy_bytes = _integers.intrinsic(_copy_bytes, "aaa", "")
 clear_bytes = _integers.intrinsic(_clear_bytes, "aa", "")
 never_inline = _integers.intrinsic(_never_inline, "", "")
+always_inline = _integers.intrinsic(_always_inline, "", "")
 flush_denormals = _integers.intrinsic(_flush_denormals, "", "a")
 try_acquire = _integers.intrinsic(_try_acquire, "a", "a")
 release = _integers.intrinsic(_release, "a", "")
+exchange = _integers.intrinsic(_exchange, "aaa", "a")
+publish = _integers.intrinsic(_publish, "aa", "")
+observe = _integers.intrinsic(_observe, "a", "a")
+fence = _integers.intrinsic(_fence, "", "")
+pause = _integers.intrinsic(_pause, "", "")
+ticks = _integers.intrinsic(_ticks, "", "a")
 invoke = _integers.intrinsic(_invoke, "aa", "a")
 float64_of_bits = lanes("float64").intrinsic(_bits_to_float, "a", "s")
 restore_denormals = _integers.intrinsic(_restore_denormals, "a", "")

@@ -23,6 +23,7 @@ from .layers import optional_weights, source, weights
 from .lower import Lowering, NoInstructionError, emits
 from .packing import LANES, WIDE, aligned_copy, blocks, pack_dense, pack_planes
 from .program import Pinned, Rows
+from .weights import form_of
 
 #: Entries of a table of offsets: more is an image, not a step of a stream.
 MOST_ENTRIES: Final = 1 << 20
@@ -254,7 +255,8 @@ def _planes(stacked: np.ndarray, dtype: Any) -> np.ndarray:
 
 def _packed(by_group: np.ndarray, dtype: Any) -> np.ndarray:
     """[G, M, K] → each group as a dense layer's weights."""
-    return aligned_copy(np.concatenate([pack_dense(group.T, dtype) for group in _planes(by_group, dtype)]), dtype)
+    form = form_of(dtype.name)
+    return aligned_copy(np.concatenate([pack_dense(group.T, form) for group in _planes(by_group, dtype)]), np.uint8)
 
 
 def table(low: Lowering, offsets: np.ndarray) -> Pinned:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..encoding import Dense, Embed, Opcode
+from ..encoding import PREPARED_AT_ONCE, Dense, Embed, Opcode
 from ..graph import Node
 from ..machine import target
 from .lower import Lowering, NoInstructionError, emits
-from .packing import LANES, WIDE, aligned_copy, pack_dense, split_outputs
-from .program import Pinned, Rows
+from .packing import LANES, WIDE, aligned_copy, blocks, pack_dense, split_outputs
+from .program import Field, Pinned, Rows
 
 
 def weights(low: Lowering, node: Node, index: int) -> np.ndarray:
@@ -70,6 +70,12 @@ def dense_weights(low: Lowering, node: Node) -> tuple[np.ndarray, np.ndarray | N
     return (W if alpha == 1.0 else W * low.dtype.type(alpha)), bias
 
 
+def prepared_rows(low: Lowering, width: int, rows: int) -> Field:
+    """Scratch for rows in the form the products take them; -1 where that is the form they have."""
+    size = low.weights.row_bytes(width)
+    return low.buffer(rows * size, "prepared rows") if size else -1
+
+
 def emit_dense(low: Lowering, node: Node, x: Rows, weights: np.ndarray, bias: np.ndarray | None) -> Rows:
     """Append DENSE; returns where its result lies."""
     depth, outputs = weights.shape
@@ -89,16 +95,17 @@ def emit_dense(low: Lowering, node: Node, x: Rows, weights: np.ndarray, bias: np
             Dense.X_STRIDE: x.stride,
             Dense.OUT: out.place,
             Dense.OUT_STRIDE: out.stride,
-            Dense.WEIGHTS: Pinned(low.store.get(("dense", *key), lambda: pack_dense(weights, low.dtype))),
+            Dense.WEIGHTS: Pinned(low.store.get(("dense", *key), lambda: pack_dense(weights, low.weights))),
             Dense.BIAS: Pinned(low.store.shared(padded, low.dtype)),
             Dense.DEPTH: depth,
             Dense.WIDE: wide,
             Dense.NARROW: narrow,
             Dense.ROWS: low.per_step(x),
             Dense.TIMED: int(x.timed),
+            Dense.ROOM: prepared_rows(low, depth, PREPARED_AT_ONCE),
         },
-        f"{depth} → {outputs} {low.dtype.name} {target().variant}",
-        depth * outputs * size,
+        f"{depth} → {outputs} {low.weights.precision} {target().variant}",
+        low.weights.part_bytes(depth, 1) * blocks(outputs),
         2 * depth * outputs * low.per_step(x),
     )
     return out

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..vocabulary import GATES
 from .arena import ALIGNMENT
+from .weights import LANES as LANES
+from .weights import Form
 
-LANES = 16
 WIDE = 4 * LANES
 
 
@@ -39,15 +40,18 @@ def blocks(units: int, width: int = LANES) -> int:
     return -(-units // width)
 
 
-def pack_gates(W: np.ndarray, R: np.ndarray, dtype: Any) -> np.ndarray:
-    """W[4H,I], R[4H,K] → [H/16][I+K][4][16], units beyond H zero."""
-    stacked = np.concatenate([W, R], axis=1)
+def pack_gates(W: np.ndarray, R: np.ndarray, form: Form) -> np.ndarray:
+    """W[4H,I], R[4H,K] → [H/16] blocks of a part of W and one of R, units beyond H zero."""
+    return aligned_copy(np.concatenate([form.parts(_gate_blocks(W)), form.parts(_gate_blocks(R))], axis=1), np.uint8)
+
+
+def _gate_blocks(stacked: np.ndarray) -> np.ndarray:
+    """[4H,K] → [H/16, K, 4, 16]."""
     units, depth = stacked.shape[0] // len(GATES), stacked.shape[1]
-    count = blocks(units)
-    padded = np.zeros((len(GATES), count * LANES, depth), dtype)
+    padded = np.zeros((len(GATES), blocks(units) * LANES, depth), stacked.dtype)
     padded[:, :units] = stacked.reshape(len(GATES), units, depth)
-    ordered = padded.reshape(len(GATES), count, LANES, depth).transpose(1, 3, 0, 2)
-    return aligned_copy(ordered, dtype)
+    ordered: np.ndarray = padded.reshape(len(GATES), -1, LANES, depth).transpose(1, 3, 0, 2)
+    return ordered
 
 
 def pack_vectors(stacked: np.ndarray, count: int, dtype: Any) -> np.ndarray:
@@ -80,15 +84,21 @@ def split_outputs(outputs: int) -> tuple[int, int]:
     return (wide + 1, 0) if rest > 3 * LANES else (wide, blocks(rest))
 
 
-def pack_dense(W: np.ndarray, dtype: Any) -> np.ndarray:
-    """W[K,N] → its blocks of 64 as [K][64], then those of 16 as [K][16], one flat array."""
+def pack_dense(W: np.ndarray, form: Form) -> np.ndarray:
+    """W[K,N] → a part for each of its blocks of 64, then for each of its blocks of 16, one flat array."""
     depth, outputs = W.shape
     wide, narrow = split_outputs(outputs)
-    padded = np.zeros((depth, wide * WIDE + narrow * LANES), dtype)
+    padded = np.zeros((depth, wide * WIDE + narrow * LANES), W.dtype)
     padded[:, :outputs] = W
     head, tail = padded[:, : wide * WIDE], padded[:, wide * WIDE :]
-    parts = [head.reshape(depth, wide, WIDE).transpose(1, 0, 2), tail.reshape(depth, narrow, LANES).transpose(1, 0, 2)]
-    return aligned_copy(np.concatenate([part.reshape(-1) for part in parts]), dtype)
+    parts = [form.parts(_column_blocks(head, 4)), form.parts(_column_blocks(tail, 1))]
+    return aligned_copy(np.concatenate([part.reshape(-1) for part in parts]), np.uint8)
+
+
+def _column_blocks(W: np.ndarray, vectors: int) -> np.ndarray:
+    """[K, n·G·16] → [n, K, G, 16]."""
+    ordered: np.ndarray = W.reshape(W.shape[0], -1, vectors, LANES).transpose(1, 0, 2, 3)
+    return ordered
 
 
 class Store:

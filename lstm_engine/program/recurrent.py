@@ -8,14 +8,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..encoding import Cell, Function, Lstm, Opcode, Recurrent
+from ..encoding import PREPARED_AT_ONCE, SHARE_WORDS, WORD_BYTES, Cell, Function, Lstm, Opcode, Recurrent
 from ..errors import StreamingError
 from ..graph import Node
 from ..machine import cache_sizes, target
 from ..passes.states import node_key
 from ..reference import Activation, CellAttributes, cell_attributes
 from ..reference.layers import BLOCKS
-from .layers import optional_weights, source, weights
+from .layers import optional_weights, prepared_rows, source, weights
 from .lower import FEWEST_STEPS, Lowering, NoInstructionError, emits, falls_back
 from .packing import LANES, aligned_copy, blocks, pack_dense, pack_gates, pack_narrow, pack_planes, pack_vectors
 from .program import Field, Pinned, Place, Rows
@@ -35,6 +35,10 @@ GATE_FUNCTIONS: Final = {
     "softsign": Function.SOFTSIGN,
     "softplus": Function.SOFTPLUS,
 }
+#: A step is cut into shares of at least so long, by what a core roughly does.
+SECONDS_A_SHARE: Final = 1.5e-6
+BYTES_PER_SECOND: Final = 80e9
+OPERATIONS_PER_SECOND: Final = 80e9
 #: Below this many bytes of input weights, with one row a step, projecting ahead saves nothing
 #: (bench row `sequence-h16-b1`, whose 4 KB are where it begins to).
 HOIST_BYTES: Final = 4 << 10
@@ -124,19 +128,46 @@ def _emit_lstm(
     if fields[Lstm.PROJECTION] != -1:
         hidden = _at_once(low, direction) * blocks(units) * LANES * low.dtype.itemsize
         fields[Lstm.HIDDEN] = low.buffer(hidden, "hidden")
+    weight_bytes = blocks(units) * (low.weights.part_bytes(W.shape[1], 4) + low.weights.part_bytes(R.shape[1], 4))
+    operations = 2 * (W.size + R.size) * _steps_a_row(direction) * direction.rows
     general = lengths is not None or not plain
     row = blocks(units) * 4 * LANES * low.dtype.itemsize
     steps = _steps_ahead(low, direction, W.nbytes)
     fields[Lstm.HOIST] = steps
     if steps:
         fields[Lstm.PRE] = low.buffer(steps * _at_once(low, direction) * row, "input projections")
+    fields |= _shares(low, direction, units, weight_bytes, 2 * (W.size + R.size), steps * row)
+    fields[Lstm.X_ROOM] = prepared_rows(low, W.shape[1], max(1, steps) * _at_once(low, direction))
+    fields[Lstm.H_ROOM] = prepared_rows(low, R.shape[1], _at_once(low, direction))
     low.emit(
         Opcode.CELL if general else Opcode.LSTM,
         fields,
         _note(low, direction, units, "general cell" if general else "plain cell"),
-        W.nbytes + R.nbytes,
-        2 * (W.size + R.size) * _steps_a_row(direction) * direction.rows,
+        weight_bytes,
+        operations,
     )
+
+
+def _shares(
+    low: Lowering, direction: Direction, units: int, weight_bytes: int, operations: int, pre_bytes: int
+) -> dict[Any, Field]:
+    """Into how many shares a step is cut, and room for what helpers make; ``operations``, ``pre_bytes``: of a row."""
+    rows = _at_once(low, direction)
+    seconds = max(weight_bytes / BYTES_PER_SECOND, operations * rows / OPERATIONS_PER_SECOND)
+    parts = max(1, min(low.means.threads, blocks(units), int(seconds / SECONDS_A_SHARE)))
+    if parts == 1:
+        return {Lstm.PARTS: 1, Lstm.JOBS: -1, Lstm.STAGED: -1, Lstm.PRE_STAGED: -1}
+    return {
+        Lstm.PARTS: parts,
+        Lstm.JOBS: low.apart((parts - 1) * SHARE_WORDS * WORD_BYTES, "shares"),
+        Lstm.STAGED: low.apart(staged_bytes(parts, rows, blocks(units), low.dtype.itemsize), "made by helpers"),
+        Lstm.PRE_STAGED: low.apart(rows * pre_bytes, "projections made by helpers") if pre_bytes else -1,
+    }
+
+
+def staged_bytes(parts: int, rows: int, count: int, size: int) -> int:
+    """Bytes of what helpers make: c and h of ``count`` blocks of units, and scratch for the gates of one each."""
+    return rows * (2 * count + 4 * (parts - 1)) * LANES * size
 
 
 @falls_back("LSTM", "GRU", "RNN")
@@ -265,7 +296,7 @@ def _note(low: Lowering, direction: Direction, units: int, kind: str) -> str:
     sizes = f"I={inner.inputs if inner else direction.x.width} H={units} B={direction.rows}"
     if inner:
         sizes += f" over {inner.steps} × {inner.together} within rows"
-    return f"{direction.name} {sizes} {kind} {low.dtype.name} {target().variant}"
+    return f"{direction.name} {sizes} {kind} {low.weights.precision} {target().variant}"
 
 
 def _emit_gated(
@@ -296,6 +327,8 @@ def _emit_gated(
         Recurrent.RESET: -1,
         Recurrent.ACTIVATIONS: _codes(attributes.activations[d]),
         Recurrent.PARAMETERS: _parameters(low, attributes.activations[d]),
+        Recurrent.ROOM: prepared_rows(low, max(W.shape[1], units), PREPARED_AT_ONCE),
+        Recurrent.UNIT: int(_within_one(attributes.activations[d])),
     }
     # ONNX stacks z, r, n; the sums begin with n, so that what x adds to and what h adds to are each one run of planes.
     from_x, from_h = ([0], [0]) if cell == Cell.RNN else ([2, 0, 1], [0, 1] if cell == Cell.GRU else [0, 1, 2])
@@ -308,7 +341,7 @@ def _emit_gated(
         Opcode.RECURRENT,
         fields,
         _note(low, direction, units, cell.name.lower()),
-        W.nbytes + R.nbytes,
+        gates * blocks(units) * (low.weights.part_bytes(W.shape[1], 1) + low.weights.part_bytes(R.shape[1], 1)),
         2 * (W.size + R.size) * _steps_a_row(direction) * direction.rows,
     )
 
@@ -351,7 +384,7 @@ def _steps_a_row(direction: Direction) -> int:
 def _packed_planes(low: Lowering, key: tuple[object, ...], stacked: np.ndarray, gates: int, order: list[int]) -> Pinned:
     """Gates ``order`` of W[G·H,K] as a dense layer's weights, each padded to whole vectors of outputs."""
     chosen = stacked.reshape(gates, -1, stacked.shape[1])[order]
-    return Pinned(low.store.get(key, lambda: pack_dense(pack_planes(chosen).T, low.dtype)))
+    return Pinned(low.store.get(key, lambda: pack_dense(pack_planes(chosen).T, low.weights)))
 
 
 def _planes_bias(low: Lowering, node: Node, cell: Cell, d: int, units: int) -> Pinned:
@@ -482,7 +515,7 @@ def _cell_fields(
     B, P = optional_weights(low, node, 3), optional_weights(low, node, 7)
     bias = np.zeros(4 * units, low.dtype) if B is None else B[d, : 4 * units] + B[d, 4 * units :]
     fields: dict[Lstm, Field] = {
-        Lstm.WEIGHTS: Pinned(low.store.get(("gates", *key), lambda: pack_gates(W, R, low.dtype))),
+        Lstm.WEIGHTS: Pinned(low.store.get(("gates", *key), lambda: pack_gates(W, R, low.weights))),
         Lstm.BIAS: Pinned(
             low.store.get(("bias", source(low, node, 3), *key), lambda: pack_vectors(bias, 4, low.dtype))
         ),
@@ -496,6 +529,7 @@ def _cell_fields(
         Lstm.INPUT_FORGET: int(attributes.input_forget),
     }
     chosen = attributes.activations[d]
+    fields[Lstm.UNIT] = int(projection is None and _within_one(chosen))
     fields |= {Lstm.ACTIVATIONS: _codes(chosen), Lstm.PARAMETERS: _parameters(low, chosen)}
     if P is not None:
         peepholes = P[d]
@@ -513,6 +547,11 @@ def _cell_fields(
     standard = [a.name for a in chosen] == ["Sigmoid", "Tanh", "Tanh"]
     plain = standard and P is None and projection is None and not attributes.clip and not attributes.input_forget
     return fields, plain
+
+
+def _within_one(activations: tuple[Activation, ...]) -> bool:
+    """Whether a cell of these makes nothing beyond ±1 out of an h within it."""
+    return all(a.name.lower() in ("sigmoid", "tanh", "hardsigmoid", "softsign") for a in activations)
 
 
 def _codes(activations: tuple[Activation, ...]) -> int:

@@ -15,6 +15,9 @@ import numpy as np
 
 from ..encoding import (
     PLACES_AT_ONCE,
+    PREPARED_AT_ONCE,
+    SHARE_WORDS,
+    WORD_BYTES,
     Cell,
     Convolution,
     Copy,
@@ -32,6 +35,7 @@ from ..encoding import (
 )
 from .packing import LANES, WIDE
 from .program import Field, Instruction, Pinned, Place, Program
+from .weights import Form, form_of
 
 #: Bytes at the end of an arena that reads may run into: fifteen float64, to whole cache lines.
 TAIL: Final = 128
@@ -80,10 +84,13 @@ def _fault(place: Field, size: int, written: bool, program: Program) -> str:
 def extents(instruction: Instruction, program: Program) -> Iterator[Extent]:
     """What an instruction may touch, operand by operand."""
     f: dict[Any, Any] = dict(instruction.fields)
-    element = 4 if program.element == "float32" else 8
+    form = form_of(program.precision)
+    element = form.dtype.itemsize
     vector = LANES * element
     steps = program.block if f.get(_TIMED.get(instruction.opcode)) else 1
     yield from _RULES[instruction.opcode](f, steps, element, vector, program.block)
+    if instruction.opcode in _WEIGHTS:
+        yield from _WEIGHTS[instruction.opcode](f, steps, form)
 
 
 def _span(steps: int, step: int, rows: int, row: int, size: int) -> int:
@@ -136,7 +143,7 @@ def _walked(f: Any, words: Any, step: IntEnum, row: IntEnum, outer: IntEnum, ste
 
 
 def _lstm(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
-    rows, blocks, depth = _rows_at_once(f, Lstm, steps), f[Lstm.BLOCKS], f[Lstm.INPUTS] + f[Lstm.RECURRENT]
+    rows, blocks = _rows_at_once(f, Lstm, steps), f[Lstm.BLOCKS]
     projected = f[Lstm.PROJECTION] != -1
     made = f[Lstm.PROJECTED_BLOCKS] * vector if projected else blocks * vector
     yield Extent(
@@ -145,11 +152,15 @@ def _lstm(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator
     yield Extent(Lstm.Y, _walked(f, Lstm, Lstm.Y_STEP, Lstm.Y_STRIDE, Lstm.Y_OUTER, steps, made), True)
     yield Extent(Lstm.H, _span(_all_rows(f, Lstm, steps), f[Lstm.H_STRIDE], 1, 0, made), True)
     yield Extent(Lstm.C, _span(_all_rows(f, Lstm, steps), f[Lstm.C_STRIDE], 1, 0, blocks * vector), True)
-    yield Extent(Lstm.WEIGHTS, blocks * depth * 4 * vector, False)
     yield Extent(Lstm.BIAS, blocks * 4 * vector, False)
     yield Extent(Lstm.GATES, rows * 4 * vector, True)
+    if f[Lstm.PARTS] > 1:
+        yield Extent(Lstm.JOBS, (f[Lstm.PARTS] - 1) * SHARE_WORDS * WORD_BYTES, True)
+        yield Extent(Lstm.STAGED, rows * (2 * blocks + 4 * (f[Lstm.PARTS] - 1)) * vector, True)
     if f[Lstm.HOIST] > 1:
-        yield Extent(Lstm.PRE, f[Lstm.HOIST] * rows * blocks * 4 * vector, True)
+        pre = f[Lstm.HOIST] * rows * blocks * 4 * vector
+        yield Extent(Lstm.PRE, pre, True)
+        yield Extent(Lstm.PRE_STAGED, pre if f[Lstm.PARTS] > 1 else 0, True)
 
 
 def _cell(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
@@ -166,18 +177,15 @@ def _cell(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator
 
 def _recurrent(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
     r = Recurrent
-    rows, plane, units = _rows_at_once(f, r, steps), f[Recurrent.VECTORS] * vector, f[Recurrent.UNITS]
-    from_x, from_h, planes = {Cell.RNN: (1, 1, 1), Cell.GRU: (3, 2, 4), Cell.GRU_LINEAR: (3, 3, 4)}[f[Recurrent.CELL]]
+    rows, plane = _rows_at_once(f, r, steps), f[Recurrent.VECTORS] * vector
+    planes = 1 if f[Recurrent.CELL] == Cell.RNN else 4
     yield Extent(r.X, _walked(f, r, r.X_STEP, r.X_STRIDE, r.X_OUTER, steps, f[Recurrent.INPUTS] * element), False)
     yield Extent(r.Y, _walked(f, r, r.Y_STEP, r.Y_STRIDE, r.Y_OUTER, steps, plane), True)
     yield Extent(r.H, _span(_all_rows(f, r, steps), f[r.H_STRIDE], 1, 0, plane), True)
-    yield Extent(Recurrent.W, from_x * plane * f[Recurrent.INPUTS], False)
-    yield Extent(Recurrent.R, from_h * plane * units, False)
     yield Extent(Recurrent.BIAS, planes * plane, False)
     yield Extent(Recurrent.SUMS, f[Recurrent.HOIST] * rows * planes * plane, True)
     yield Extent(Recurrent.PARAMETERS, 16 if planes == 1 else 32, False)
     if f[Recurrent.CELL] == Cell.GRU:
-        yield Extent(Recurrent.R_CANDIDATE, plane * units, False)
         yield Extent(Recurrent.RESET, rows * plane, True)
     if f[Recurrent.LENGTHS] != -1:
         yield Extent(Recurrent.LENGTHS, _span(rows, f[Recurrent.LENGTH_STRIDE], 1, 0, 4), False)
@@ -258,7 +266,6 @@ def _dense(f: Any, steps: int, element: int, vector: int, block: int) -> Iterato
     rows, outputs = steps * f[Dense.ROWS], f[Dense.WIDE] * WIDE + f[Dense.NARROW] * LANES
     yield Extent(Dense.X, _span(rows, f[Dense.X_STRIDE], 1, 0, f[Dense.DEPTH] * element), False)
     yield Extent(Dense.OUT, _span(rows, f[Dense.OUT_STRIDE], 1, 0, outputs * element), True)
-    yield Extent(Dense.WEIGHTS, f[Dense.DEPTH] * outputs * element, False)
     yield Extent(Dense.BIAS, outputs * element, False)
 
 
@@ -289,6 +296,40 @@ def _nothing(f: Any, steps: int, element: int, vector: int, block: int) -> Itera
     yield from ()
 
 
+def _lstm_weights(f: Any, steps: int, form: Form) -> Iterator[Extent]:
+    inputs, recurrent, rows = f[Lstm.INPUTS], f[Lstm.RECURRENT], _rows_at_once(f, Lstm, steps)
+    yield Extent(Lstm.WEIGHTS, f[Lstm.BLOCKS] * (form.part_bytes(inputs, 4) + form.part_bytes(recurrent, 4)), False)
+    yield Extent(Lstm.X_ROOM, max(1, f[Lstm.HOIST]) * rows * form.row_bytes(inputs), True)
+    yield Extent(Lstm.H_ROOM, rows * form.row_bytes(recurrent), True)
+
+
+def _recurrent_weights(f: Any, steps: int, form: Form) -> Iterator[Extent]:
+    r, inputs, units, vectors = Recurrent, f[Recurrent.INPUTS], f[Recurrent.UNITS], f[Recurrent.VECTORS]
+    from_x, from_h = {Cell.RNN: (1, 1), Cell.GRU: (3, 2), Cell.GRU_LINEAR: (3, 3)}[f[Recurrent.CELL]]
+    yield Extent(r.W, _outputs(form, inputs, from_x * vectors), False)
+    yield Extent(r.R, _outputs(form, units, from_h * vectors), False)
+    if f[Recurrent.CELL] == Cell.GRU:
+        yield Extent(r.R_CANDIDATE, _outputs(form, units, vectors), False)
+    yield Extent(r.ROOM, PREPARED_AT_ONCE * form.row_bytes(max(inputs, units)), True)
+
+
+def _dense_weights(f: Any, steps: int, form: Form) -> Iterator[Extent]:
+    yield Extent(Dense.WEIGHTS, _outputs(form, f[Dense.DEPTH], 4 * f[Dense.WIDE] + f[Dense.NARROW]), False)
+    yield Extent(Dense.ROOM, PREPARED_AT_ONCE * form.row_bytes(f[Dense.DEPTH]), True)
+
+
+def _outputs(form: Form, depth: int, vectors: int) -> int:
+    """Bytes of a dense layer's weights."""
+    return vectors // 4 * form.part_bytes(depth, 4) + vectors % 4 * form.part_bytes(depth, 1)
+
+
+#: What the precision of the weights decides.
+_WEIGHTS: Final[dict[Opcode, Any]] = {
+    Opcode.LSTM: _lstm_weights,
+    Opcode.CELL: _lstm_weights,
+    Opcode.DENSE: _dense_weights,
+    Opcode.RECURRENT: _recurrent_weights,
+}
 _RULES: Final[dict[Opcode, Any]] = {
     Opcode.HALT: _nothing,
     Opcode.LOAD: _load,

@@ -53,7 +53,7 @@ def _lowered(model: Model, batch: int) -> _Lowering:
     except LstmEngineError as fault:
         why_not = str(fault)
     try:
-        lowered = lower_run(model.graph, probe_shapes(model.graph), model.store, model.element)
+        lowered = lower_run(model.graph, probe_shapes(model.graph), model.store, model.means)
         return _Lowering(lowered.program, False, why_not)
     except LstmEngineError as fault:
         return _Lowering(None, False, f"{why_not}; and for a whole sequence: {fault}")
@@ -64,7 +64,7 @@ def _described_model(model: Model) -> dict[str, Any]:
     return {
         "model": model.graph.origin,
         "fingerprint": model.fingerprint,
-        "element": model.element,
+        "precision": model.precision,
         "inputs": [_described_spec(spec) for spec in model.inputs],
         "outputs": [_described_spec(spec) for spec in model.outputs],
         "states": [{"input": source, "output": target} for source, target in model.states],
@@ -253,7 +253,7 @@ def _summary_rows(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "states", states or "none among the inputs"
     yield "streams", "yes" if description["streams"] else f"no: {description['why_not']}"
     count, size = description["parameters"], description["parameter_bytes"]
-    yield "parameters", f"{count:,} ({_bytes(size)} as {description['element']})"
+    yield "parameters", f"{count:,} ({_bytes(size)} as {description['precision']})"
     if description["vocabulary"] is not None:
         yield "vocabulary", _vocabulary_line(description["vocabulary"])
     if description["metadata"]:

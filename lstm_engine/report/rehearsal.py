@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..graph import Graph, Node, TensorSpec
+from ..precision import PRECISIONS
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 _SIZES: Final = (4, 512)
 
 
-def rehearse(element: str) -> None:
-    """Use small models of an element type in every way: readings and tokens, short steps and long ones."""
+def rehearse(precision: str) -> None:
+    """Use small models of a precision in every way: readings and tokens, short steps and long ones."""
     from ..model import Model
 
     for hidden in _SIZES:
         for tokens in (None, np.dtype(np.int32), np.dtype(np.int64)):
-            _use(Model(_graph(np.dtype(element), hidden, tokens), element))
+            _use(Model(_graph(np.dtype(PRECISIONS[precision]), hidden, tokens), precision))
 
 
 def _use(model: Model) -> None:
