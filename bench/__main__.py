@@ -92,13 +92,17 @@ def readme(
     results: Results,
     page: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     full: Annotated[bool, typer.Option(help="every row and engine instead of the summary")] = False,
+    pictures: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="where plot put them, to be shown in front")
+    ] = None,
 ) -> None:
     """Rewrite what stands between the page's bench marks."""
-    from .report import markdown, rewrite, summary
+    from .report import markdown, pictured, rewrite, summary
 
     with _reported():
         document = _read(results)
-        rewrite(page, markdown(document) if full else summary(document))
+        text = markdown(document) if full else summary(document)
+        rewrite(page, "\n\n".join([*(pictured(page, pictures) if pictures else ()), text]))
 
 
 @app.command()

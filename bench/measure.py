@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from lstm_engine.report.engines import Engine, MismatchError, NotServedError, Run, checked
+from lstm_engine.report.engines import Engine, MismatchError, NotServedError, Run, checked, first_line
 from lstm_engine.report.timing import Settings, interleave, tails
 
 from . import cold, memory, special
@@ -108,6 +108,8 @@ def prepared(
             reasons["absent"][name] = str(fault)
         except MismatchError as fault:
             reasons["wrong"][name] = str(fault)
+        except Exception as fault:  # a fault of an engine is shown, and the other rows are measured all the same
+            reasons["wrong"][name] = f"{type(fault).__name__}: {first_line(fault)}"
     return runs, errors, reasons
 
 

@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any, Final
 
 from .engines import ENGINES
-from .report import OURS, SUMMARY, ReportError, described, fastest_peer, validated
+from .report import OURS, PICTURES, SUMMARY, ReportError, described, fastest_peer, validated
 from .workloads import WORKLOADS
 
 
@@ -62,7 +62,7 @@ def draw(document: Mapping[str, Any], folder: Path, form: str) -> Iterator[Path]
     """Write every picture that the rows are enough for; their paths."""
     rows = {row["workload"]: row for row in validated(document)["rows"]}
     made = 0
-    for name, picture in (("step", _steps), ("ratios", _ratios)):
+    for name, picture in zip(PICTURES, (_steps, _ratios), strict=True):
         for theme in (LIGHT, DARK):
             figure = picture(rows, theme)
             if figure is not None:

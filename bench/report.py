@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -27,6 +28,13 @@ SUMMARY: Final = (
     *["sequence-h64-b1", "sequence-h256-b1", "sequence-h256-b1-int8", "sequence-h256-b1-t2"],
     *["sequence-h256-b16", "sequence-h512-b64", "bidirectional-2x256", "ragged-h128-b64", "character", "speech"],
 )
+
+
+#: Pictures by name, in the order of a page, with what they show to who does not see them.
+PICTURES: Final = {
+    "step": "Microseconds of one LSTM step against hidden units, for every engine, and the machine's limit",
+    "ratios": "How many times as fast as the fastest other engine each workload is",
+}
 
 
 class ReportError(ValueError):
@@ -295,6 +303,19 @@ def rewrite(page: Path, text: str) -> None:
     before, rest = content.split(BEGIN)
     after = rest.split(END)[1]
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+
+
+def pictured(page: Path, folder: Path) -> Iterator[str]:
+    """The pictures of a folder as a page shows them, in the reader's colours. Raises ReportError: there are none."""
+    place = Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()
+    found = [(name, path.suffix) for name in PICTURES for path in sorted(folder.glob(f"{name}.*"))]
+    if not found:
+        raise ReportError(f"{folder}: there are no pictures; 'plot' draws them")
+    for name, suffix in found:
+        yield (
+            f'<picture><source media="(prefers-color-scheme: dark)" srcset="{place}/{name}-dark{suffix}">'
+            f'<img alt="{PICTURES[name]}" src="{place}/{name}{suffix}"></picture>'
+        )
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------

@@ -317,6 +317,19 @@ def test_commands_read_results(document: dict, tmp_path: Path) -> None:
     assert "| a step, H = 1024 |" in page.read_text(encoding="utf-8")
     assert _invoke("readme", results, page, "--full")[0] == 0
     assert "| step-h1024 |" in page.read_text(encoding="utf-8")
+    pictures = tmp_path / "plots"
+    pictures.mkdir()
+    assert _invoke("readme", results, page, "--pictures", pictures)[0] == 1
+    for name in ("ratios.svg", "ratios-dark.svg", "step.svg", "step-dark.svg"):
+        (pictures / name).touch()
+    assert _invoke("readme", results, page, "--pictures", pictures)[0] == 0
+    shown = page.read_text(encoding="utf-8")
+    assert (
+        0
+        < shown.index('srcset="plots/step-dark.svg"')
+        < shown.index('src="plots/ratios.svg"')
+        < shown.index("| a step")
+    )
     code, text = _invoke("check", results)
     assert code == 0
     total = len(goals.verdicts(document))

@@ -19,6 +19,7 @@ Progress = Callable[[float], None]  # the part that is done, 0 to 1
 RETAKES: Final = 6
 LONGEST_RETAKEN: Final = 0.02  # seconds of a batch; longer ones seldom run undisturbed on a machine that disturbs
 LONG: Final = 10  # batches that a call may take and still be worth another one to warm the caches
+LATE: Final = 4  # times the time that calls at their times take, after which a turn ends
 CHUNK: Final = 0.01  # seconds of calls clocked one by one before the next engine's turn
 
 
@@ -222,11 +223,11 @@ class Paced:
 
 
 def paced(loops: Mapping[str, Loop], period: float, calls: int, turn: int, settle: float) -> dict[str, Paced]:
-    """Make each call at its time, ``turn`` of them before the next engine's; engines take turns."""
+    """Make each call at its time; engines take turns of ``turn`` calls, shorter where they cannot keep up at all."""
     samples: dict[str, list[int]] = {name: [] for name in loops}
     spent = dict.fromkeys(loops, 0.0)
     with quiet():
-        while min(map(len, samples.values())) < calls:
+        for _ in range(-(-calls // turn)):
             for name, loop in loops.items():
                 sleep(settle)
                 before = process_time()
@@ -243,7 +244,10 @@ def _paced_of(seconds: np.ndarray, processor: float) -> Paced:
 def _at_their_times(loop: Loop, period: float, calls: int) -> list[int]:
     samples = []
     due = perf_counter()
+    last = due + LATE * calls * period
     for _ in range(calls):
+        if perf_counter() > last:
+            break
         due += period
         sleep(max(0.0, due - perf_counter()))
         begin = perf_counter_ns()
