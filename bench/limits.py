@@ -152,7 +152,7 @@ def has_dot(precision: str) -> bool:
     from lstm_engine.machine import target
 
     wanted = DOTS.get(precision)
-    return wanted is not None and _vector_bytes() == 64 and f"+{wanted[0]}" in target().features.split(",")
+    return wanted is not None and _vector_bytes() == 64 and wanted[0] in target().enabled
 
 
 def swept_buffer(footprint: int) -> np.ndarray:

@@ -441,6 +441,7 @@ class Worker(IntEnum):
     WITHDRAWN = 4  # number of the last job taken back
     REST = 5  # how long no job is offered after the last that came late; 0: the last came in time
     RESUME = 6  # when the next may be offered
+    WORKED = 7  # time that jobs done for callers have taken, all told
     # the job: written by the owner, watched by the worker
     TICKET = 16  # number of the job offered last
     FUNCTION = 17  # address of a C function int64(int64)
@@ -449,7 +450,7 @@ class Worker(IntEnum):
     BEGUN = 32  # number of the last job that was begun, or taken back before it was
     # written by the worker, watched by the owner
     DONE = 48  # number of the last job the worker is through with: finished, or found withdrawn
-    WORKED = 49  # time spent in jobs, all told
+    LASTED = 49  # how long that one took
     # seldom written
     AWAKE = 64  # 1 while the worker watches
     STOP = 65  # 1: it shall leave

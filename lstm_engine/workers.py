@@ -102,7 +102,7 @@ class Workers:
             self._guard.release()
 
     def _judge(self, helper: _Helper) -> None:
-        """A wake has paid if the worker then worked for as long as a burst is waited for: if not, it is left asleep the
+        """A wake has paid if the worker then did as much work as a burst is waited for: if not, it is left asleep the
         longer after this one.
         """
         worked, (least, most) = helper.words[Worker.WORKED], self._hold
@@ -166,7 +166,7 @@ class _Helper:
         self._sleeping = threading.Lock()
         self._sleeping.acquire()
         self.hold = 0  # how long it is left asleep now
-        self.worked = self.words[Worker.WORKED]  # time spent in jobs when it was last woken
+        self.worked = self.words[Worker.WORKED]  # the work it had done when it was last woken
         self.words[Worker.WANTED] = self.words[Worker.STOP] = 0
 
     def start(self) -> bool:

@@ -49,7 +49,7 @@ SERVED = {
     "onnxruntime": _ALL,
     "onnxruntime_bound": _ALL,
     "openvino": _ALL,
-    "torch": _ALL - {"character", "speech"},
+    "torch": _ALL - {"speech"},
     "torch_cell": {"step", "stack", "streams"},
     "numpy": {"step", "stack", "streams", "sequence", "character"},
 }
@@ -58,8 +58,8 @@ LESSER = {
     ("onnxruntime", "int8"): _ALL - {"gru step", "gru"},
     ("onnxruntime_bound", "int8"): _ALL - {"gru step", "gru"},
     ("openvino", "bfloat16"): _ALL,
-    ("torch", "int8"): _ALL - {"character", "speech"},
-    ("torch", "bfloat16"): _ALL - {"character", "speech"},
+    ("torch", "int8"): _ALL - {"speech"},
+    ("torch", "bfloat16"): _ALL - {"speech"},
     ("torch_cell", "int8"): {"step", "stack", "streams"},
     ("torch_cell", "bfloat16"): {"step", "stack", "streams"},
 }

@@ -654,7 +654,7 @@ def test_right_on_a_busy_machine() -> None:
 @pytest.mark.nightly
 @forks
 def test_for_minutes(fresh_environment: dict[str, str]) -> None:
-    """Everything at once: several callers, short watches, wakes, stops; then forks and exits by the hundred."""
+    """Everything at once: several callers, short watches, wakes, stops; then forks and exits by the dozen."""
     workers, callers = Workers(2, 20e-6), [Caller(size) for size in (4, 64, 512, 4096)]
     end, faults = time.monotonic() + 60, []
 
@@ -685,16 +685,16 @@ def test_for_minutes(fresh_environment: dict[str, str]) -> None:
         workers.quiesce(caller.owner)
         assert caller.share[TIMES // 8] + caller.tally[WITHDRAWN] == caller.tally[OFFERED]
     workers.stop()
-    script(HOT, fresh_environment, TURNS=300)
+    script(HOT, fresh_environment, TURNS=60)
 
 
 def test_the_words_of_a_block_keep_to_their_lines(root: Path) -> None:
     """Whoever writes a word has its cache line to himself."""
     writers = [
-        {Worker.OWNER, Worker.LAST, Worker.BURST, Worker.ASKER, Worker.WITHDRAWN, Worker.REST, Worker.RESUME},
+        {w for w in Worker if w < Worker.TICKET},
         {Worker.TICKET, Worker.FUNCTION, Worker.ARGUMENT},
         {Worker.BEGUN},
-        {Worker.DONE, Worker.WORKED},
+        {Worker.DONE, Worker.LASTED},
     ]
     lines = [{int(w) // 16 for w in group} for group in writers]
     assert all(len(line) == 1 for line in lines)

@@ -25,15 +25,17 @@ def prepare(name: str, job: Job) -> Run:
     """The task's layers on so many threads. Raises NotServedError."""
     assert isinstance(job, Task)
     workload = job.workload
-    if workload.kind not in ("step", "sequence", "ragged", "busy", "paced", "idle"):
+    if workload.kind in ("speech", "zoo"):
         raise NotServedError("PyTorch runs no model file")
     torch.set_num_threads(job.threads)
     if name == "torch_cell":
-        if not job.steps or workload.cell != "LSTM":
+        if not job.steps or workload.cell != "LSTM" or workload.kind == "character":
             raise NotServedError("an LSTMCell is for single steps of an LSTM")
         return CellStep(job)
     if workload.kind == "ragged":
         return Ragged(job)
+    if workload.kind == "character":
+        return Tokens(job)
     return Step(job) if job.steps else Sequence(job)
 
 
@@ -77,7 +79,7 @@ def in_precision(module: Any, precision: str) -> Any:
     if precision == "int8":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that another package will take this over
-            kinds = {torch.nn.LSTM, torch.nn.GRU, torch.nn.LSTMCell}
+            kinds = {torch.nn.LSTM, torch.nn.GRU, torch.nn.LSTMCell, torch.nn.Linear}
             held = torch.nn.ModuleList([module])  # what is quantised is swapped inside its parent
             return torch.ao.quantization.quantize_dynamic(held, kinds, dtype=torch.qint8)[0]
     return module
@@ -89,9 +91,12 @@ def _dtype(job: Job) -> torch.dtype:
 
 def _states(task: Task) -> tuple[torch.Tensor, ...]:
     """First h, and c where there is one: [L·D, B, H]."""
-    names = list(task.pairs) or [name for name in task.feeds if name.startswith("initial_")]
-    letters = ["initial_h", "initial_c"] if task.workload.cell == "LSTM" else ["initial_h"]
-    stacked = [np.concatenate([task.feeds[name] for name in names if name.startswith(each)]) for each in letters]
+    names = [name for name in task.feeds if name.removeprefix("initial_")[0] in "hc"]
+    letters = "hc" if task.workload.cell == "LSTM" else "h"
+    stacked = [
+        np.concatenate([task.feeds[name] for name in names if name.removeprefix("initial_")[0] == letter])
+        for letter in letters
+    ]
     return tuple(torch.from_numpy(array).to(_dtype(task)) for array in stacked)
 
 
@@ -166,6 +171,52 @@ class CellStep:
 
     def read(self) -> dict[str, np.ndarray]:
         return {"Y": _plain(self.states[-1][0])}
+
+
+class Network(torch.nn.Module):
+    """Embedding, LSTM, dense layer."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in task.weights.items()}
+        self.embedding = torch.nn.Embedding.from_pretrained(tensors["embedding"])
+        self.layers = make_layers(task.workload, task.weights)
+        self.head = torch.nn.Linear(*tensors["head"].shape)
+        self.head.load_state_dict({"weight": tensors["head"].T, "bias": tensors["head_bias"]})
+
+    def forward(self, token: torch.Tensor, state: Any) -> Any:
+        y, state = self.layers(self.embedding(token), state)
+        return self.head(y[0]), state
+
+
+class Tokens:
+    """network(token, (h, c)), the largest logit's place fed back."""
+
+    def __init__(self, task: Task) -> None:
+        self.network = in_precision(Network(task).eval(), task.precision)
+        self.token = torch.zeros(1, 1, dtype=torch.int64)
+        self.initial: Any = _states(task)
+        self.logits = torch.zeros(0)
+        self.reset()
+        self.loop(1)
+        self.reset()
+
+    def reset(self) -> None:
+        self.state = self.initial
+
+    def write(self, feeds: Arrays) -> None:
+        self.token.fill_(int(feeds["tokens"].item()))
+
+    def loop(self, n: int) -> None:
+        network, token, logits, state = self.network, self.token, self.logits, self.state
+        with torch.inference_mode():
+            for _ in repeat(None, n):
+                logits, state = network(token, state)
+                token.fill_(int(logits.argmax()))
+        self.logits, self.state = logits, state
+
+    def read(self) -> dict[str, np.ndarray]:
+        return {"logits": _plain(self.logits)}
 
 
 class Sequence(Fixed):

@@ -112,9 +112,14 @@ class Lanes:
         """All lanes = the one element at an address."""
         return self.splat(b, b.load(pointer(b, at), typ=self.scalar, align=self.bytes))
 
+    @property
+    def fused(self) -> bool:
+        """Whether fma() rounds once."""
+        return target().fma
+
     def fma(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         """x·y + z, rounded once where the hardware can (llvm.fma would call a library where it cannot)."""
-        if not target().fma:
+        if not self.fused:
             return b.fadd(b.fmul(x, y), z)
         return call(b, f"llvm.fma.v{WIDTH}{self.suffix}", self.vector, [x, y, z])
 
@@ -195,7 +200,14 @@ def spread(b: ir.IRBuilder, word: ir.Value) -> ir.Value:
 def dot(b: ir.IRBuilder, total: ir.Value, four: ir.Value, weights: ir.Value) -> ir.Value:
     """total[j] + Σ_i a[i]·w[j][i]: four unsigned bytes a with sixteen times four signed bytes, exactly."""
     if target().vnni:
-        return call(b, "llvm.x86.avx512.vpdpbusd.512", WORDS, [total, b.bitcast(four, BYTES), weights])
+        name = f"llvm.x86.avx512.vpdpbusd.{8 * target().vector_bytes}"
+        return _in_registers(b, name, total, b.bitcast(four, BYTES), weights)
+    if target().dotprod:  # signed bytes alone: Σ a·w = Σ (a - 128)·w + 128·Σ w
+        name, none = "llvm.aarch64.neon.sdot.v4i32.v16i8", ir.Constant(WORDS, [0] * WIDTH)
+        signed = b.xor(b.bitcast(four, BYTES), ir.Constant(BYTES, [-128] * 4 * WIDTH))
+        sums = _in_registers(b, name, none, ir.Constant(BYTES, [1] * 4 * WIDTH), weights)
+        total = b.add(total, b.shl(sums, ir.Constant(WORDS, [7] * WIDTH)))
+        return _in_registers(b, name, total, signed, weights)
     # Even and odd bytes as 16-bit lanes; a sum of two neighbours' products is one instruction on x86 (pmaddwd).
     eight = ir.Constant(HALVES, [8] * 2 * WIDTH)
     signed, unsigned = b.bitcast(weights, HALVES), b.bitcast(four, HALVES)
@@ -204,6 +216,35 @@ def dot(b: ir.IRBuilder, total: ir.Value, four: ir.Value, weights: ir.Value) -> 
     for w, a in (evens, odds):
         total = b.add(total, _neighbours(b, w, a))
     return total
+
+
+def _in_registers(b: ir.IRBuilder, name: str, total: ir.Value, *bytes_: ir.Value) -> ir.Value:
+    """An intrinsic of (words, bytes, bytes) over 16 words, as many at a time as a register holds."""
+    count = target().vector_bytes // 4
+    if count == WIDTH:
+        return call(b, name, WORDS, [total, *bytes_])
+    pieces = [
+        call(
+            b,
+            name,
+            ir.VectorType(INT32, count),
+            [_slice(b, total, first, count), *(_slice(b, x, 4 * first, 4 * count) for x in bytes_)],
+        )
+        for first in range(0, WIDTH, count)
+    ]
+    while len(pieces) > 1:
+        pieces = [_joined(b, *pieces[k : k + 2]) for k in range(0, len(pieces), 2)]
+    return pieces[0]
+
+
+def _slice(b: ir.IRBuilder, x: ir.Value, first: int, count: int) -> ir.Value:
+    pick = ir.Constant(ir.VectorType(INT32, count), list(range(first, first + count)))
+    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), pick)
+
+
+def _joined(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    count = 2 * low.type.count
+    return b.shuffle_vector(low, high, ir.Constant(ir.VectorType(INT32, count), list(range(count))))
 
 
 def _neighbours(b: ir.IRBuilder, w: ir.Value, a: ir.Value) -> ir.Value:

@@ -52,8 +52,8 @@ from .simd import (
 )
 
 (
-    OWNER, LAST, BURST, ASKER, WITHDRAWN, REST, RESUME, TICKET, FUNCTION, ARGUMENT, BEGUN, DONE, WORKED, AWAKE, STOP,
-    WANTED, BELL, HOLD, SPIN, RISE, GRACE,
+    OWNER, LAST, BURST, ASKER, WITHDRAWN, REST, RESUME, WORKED, TICKET, FUNCTION, ARGUMENT, BEGUN, DONE, LASTED, AWAKE,
+    STOP, WANTED, BELL, HOLD, SPIN, RISE, GRACE,
 ) = (int(w) * 8 for w in Worker)  # fmt: skip
 MOST_REST = 32  # in times a worker watches without work: about a time slice of the system's
 
@@ -134,13 +134,13 @@ def collect(block, patience):  # type: ignore[no-untyped-def]
             set_word(block + WITHDRAWN, ticket)
             return 0
         if done_within(block, ticket, patience - grace) == 0:
-            # Put aside in the middle of its work, or slower than the caller: longer rests keep the latter cheap.
-            rest = min(max(2 * word(block + REST), 8 * patience), MOST_REST * word(block + SPIN)) + 1
+            # Its caches may be cold, or the system has put it aside; if it is but slow, longer rests keep that cheap.
+            rest = min(2 * word(block + REST) + patience, MOST_REST * word(block + SPIN))
             set_word(block + REST, rest)
             set_word(block + RESUME, ticks() + rest)
             return 0
-    if word(block + REST) != 0:
-        set_word(block + REST, 0)
+    set_word(block + WORKED, word(block + WORKED) + word(block + LASTED))
+    set_word(block + REST, 0)
     return 1
 
 
@@ -166,6 +166,7 @@ def watching(block, idle):  # type: ignore[no-untyped-def]
 def serve(block):  # type: ignore[no-untyped-def]
     """Do jobs until there have been none for a while."""
     control = flush_denormals()
+    set_word(block + REST, 0)
     publish(block + WANTED, 0)
     publish(block + AWAKE, 1)
     through = word(block + DONE)
@@ -177,7 +178,7 @@ def serve(block):  # type: ignore[no-untyped-def]
             if exchange(block + BEGUN, ticket - 1, ticket) != 0:
                 invoke(word(block + FUNCTION), word(block + ARGUMENT))
             since = ticks()
-            set_word(block + WORKED, word(block + WORKED) + since - begun)
+            set_word(block + LASTED, since - begun)
             through = ticket
             publish(block + DONE, through)
         elif watching(block, ticks() - since):
