@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from itertools import cycle, islice, repeat
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import onnxruntime
 
 from . import Arrays, Fed, Fixed, Job, NotServedError, Run
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 #: What its guide quantises dynamically: recurrent layers and products. Convolutions lose by it.
 _QUANTISED: Final = ("LSTM", "MatMul", "Gemm")
@@ -34,6 +36,8 @@ def prepare(name: str, job: Job) -> Run:
 
 def open_session(job: Job) -> onnxruntime.InferenceSession:
     """So many threads (several spin as they do by themselves), no parallel branches, every graph optimisation."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
     options.inter_op_num_threads = 1
@@ -203,6 +207,8 @@ class BoundCall(Fixed):
 
 def bound(session: onnxruntime.InferenceSession, inputs: Arrays, outputs: Arrays) -> Any:
     """A binding of the session over these arrays."""
+    import onnxruntime
+
     binding = session.io_binding()
     value = onnxruntime.OrtValue.ortvalue_from_numpy
     for name, array in inputs.items():

@@ -10,7 +10,6 @@ from itertools import cycle, islice
 from typing import Any, Final
 
 import numpy as np
-import openvino
 
 from . import Arrays, Fed, Fixed, Job, NotServedError, Run
 
@@ -28,6 +27,8 @@ def prepare(name: str, job: Job) -> Run:
 
 def compile_model(job: Job, inputs: Arrays) -> Any:
     """For the shapes of these arrays. Raises NotServedError where the CPU has no such precision."""
+    import openvino
+
     core = openvino.Core()
     if job.precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise NotServedError("OpenVINO has no bfloat16 on this CPU")
@@ -44,6 +45,8 @@ def compile_model(job: Job, inputs: Arrays) -> Any:
 
 def bind(compiled: Any, inputs: Arrays, outputs: Arrays) -> Any:
     """A request over these arrays."""
+    import openvino
+
     request = compiled.create_infer_request()
     for name, array in (*inputs.items(), *outputs.items()):
         request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
@@ -52,6 +55,8 @@ def bind(compiled: Any, inputs: Arrays, outputs: Arrays) -> Any:
 
 def _known(job: Job) -> dict[str, np.ndarray]:
     """Copies of the feeds that the file has as inputs: one that it reads nowhere is gone."""
+    import openvino
+
     names = {name for port in openvino.Core().read_model(job.path).inputs for name in port.get_names()}
     fed = {**job.feeds, **job.constants}
     return {name: np.array(array, order="C") for name, array in fed.items() if name in names}
