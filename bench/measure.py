@@ -126,7 +126,7 @@ def _timed(task: Task, engines: Mapping[str, Engine], settings: Settings, watche
     finally:
         if probes:
             probes.close()
-    limit = asdict(probes.limit({name: summaries[name].median for name in probes.probes})) if probes else None
+    limit = asdict(probes.limit({name: summaries[name].q1 for name in probes.probes})) if probes else None
     results = {name: summaries[name].as_json() | {"error": errors[name]} for name in runs}
     if workload.kind in STEPPED:
         for name, tail in tails({name: run.loop for name, run in runs.items()}, settings, settle=settle).items():
