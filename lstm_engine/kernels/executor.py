@@ -80,8 +80,8 @@ _NAMES: Final[Mapping[Opcode, tuple[str, ...]]] = {
     Opcode.STORE: ("store",),
     Opcode.COPY: ("copy",),
     Opcode.EMBED: ("embed",),
-    Opcode.LSTM: ("lstm", "lstm_share"),
-    Opcode.CELL: ("cell", "cell_share"),
+    Opcode.LSTM: ("lstm", "lstm_share", "projection_share"),
+    Opcode.CELL: ("cell", "cell_share", "projection_share"),
     Opcode.DENSE: ("dense",),
     Opcode.MAP: ("map_",),
     Opcode.JOIN: ("join",),
@@ -111,6 +111,7 @@ def build(precision: str, opcodes: Collection[Opcode], progress: Progress) -> di
         "reduce": reduction.reduce_rows(v),
         "matmul_": matmul.matmul_rows(v, floats_narrow),
     }
+    assert set(parts) == {name for names in _NAMES.values() for name in names}, "a kernel belongs to no opcode"
     wanted = {name for opcode in opcodes for name in _NAMES.get(opcode, ())}
     chosen = {name: part if name in wanted else absent for name, part in parts.items()}
     for done, name in enumerate(sorted(wanted)):

@@ -204,12 +204,12 @@ def projection_shares(v: Lanes, product: Any) -> tuple[Any, Any, Any, Any]:
             q += 1
 
     @kernel
-    def hand_out(ip, cx, helpers, rows, w, w_step, x, xs, inputs, z):  # type: ignore[no-untyped-def]
-        """Offer each helper its part; bit k: the k-th has it."""
+    def hand_out(ip, cx, helpers, rows, room, w, w_step, x, xs, inputs, z):  # type: ignore[no-untyped-def]
+        """Offer each helper its part; bit k: the k-th has it. ``room``: rows there is room for at most."""
         staged, os = locate(cx, field(ip, PRE_STAGED)), field(ip, BLOCKS) * four
         offered = k = 0
         while k < helpers:
-            mine = staged + k * rows * os
+            mine = staged + k * room * os
             offered |= offered_share(
                 ip, cx, 2, helpers, k, rows, 1, w, w_step, x, xs, inputs, 0, 0, 0, z, 0, 0, 0, 0, mine, os, 0
             ) << k  # fmt: skip
@@ -228,7 +228,7 @@ def projection_shares(v: Lanes, product: Any) -> tuple[Any, Any, Any, Any]:
 
     @kernel
     def gather(  # type: ignore[no-untyped-def]
-        ip, cx, helpers, offered, patience, rows, w, w_step, x, xs, inputs, z, out
+        ip, cx, helpers, offered, patience, rows, room, w, w_step, x, xs, inputs, z, out
     ):
         """Each helper's part: its results, or one's own."""
         never_inline()
@@ -237,7 +237,7 @@ def projection_shares(v: Lanes, product: Any) -> tuple[Any, Any, Any, Any]:
         while k < helpers:
             first, last = share_of(helpers, blocks, k)
             if offered >> k & 1 != 0 and collect(word(cx + HELPERS) + k * WORKER_BYTES, patience) != 0:
-                made = staged + k * rows * row + first * four
+                made = staged + k * room * row + first * four
                 copy_rows(out + first * four, row, 0, made, row, 0, (last - first) * four, rows, 1)
             else:
                 projections(rows, first, last, w, w_step, x, xs, inputs, z, out, row)
