@@ -13,15 +13,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
-from .timing import summarise
-from .workloads import Task
+from lstm_engine.report.timing import summarise
+
+from .tasks import Task
 
 #: Each ends with the first output in ``y``; the clock is the system's, shared by parent and child.
 _HEAD: Final = "import sys, time; marks = [time.monotonic_ns()]; path = sys.argv[1]"
-_TAIL: Final = "marks.append(time.monotonic_ns()); import json; print(json.dumps([marks, y.ravel()[:4].tolist()]))"
+_TAIL: Final = (
+    "marks.append(time.monotonic_ns()); import json; from bench.resident import resident_bytes;"
+    " print(json.dumps([marks, resident_bytes(), y.ravel()[:4].tolist()]))"
+)
 _MARK: Final = "marks.append(time.monotonic_ns())"
 
 _OURS: Final = """
@@ -96,7 +102,7 @@ def measure(task: Task, folder: Path, engines: set[str], repeats: int, tick: Cal
     """
     files = _files(task, folder, engines)
     names = [name for name in _SCRIPTS if _engine_of(name) in engines]
-    samples: dict[str, list[list[float]]] = {name: [] for name in (*names, "floor")}
+    samples: dict[str, list[_Start]] = {name: [] for name in (*names, "floor")}
     source = {name: _SCRIPTS[name][0] for name in names} | {"floor": _FLOOR}
     paths = {name: files[_SCRIPTS[name][1]] for name in names} | {"floor": task.path}
     for name in source:
@@ -117,15 +123,25 @@ def _engine_of(name: str) -> str:
     return "lstm_engine" if name.startswith("lstm_engine") else name
 
 
-def _row(samples: list[list[float]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Start:
+    """One process: seconds of interpreter, imports, load and first output, and bytes in memory at the end."""
+
+    parts: list[float]
+    resident: int | None
+
+
+def _row(samples: list[_Start]) -> dict[str, Any]:
     """Summary of the whole and the medians of its parts."""
-    whole = summarise([sum(parts) for parts in samples], 1).as_json()
-    parts = [sorted(column)[len(column) // 2] for column in zip(*samples, strict=True)]
-    return whole | dict(zip(("interpreter", "imports", "load", "first_output"), parts, strict=True))
+    whole = summarise([sum(start.parts) for start in samples], 1).as_json()
+    parts = [median(column) for column in zip(*(start.parts for start in samples), strict=True)]
+    known = [start.resident for start in samples if start.resident is not None]
+    named = dict(zip(("interpreter", "imports", "load", "first_output"), parts, strict=True))
+    return whole | named | {"resident": median(known) if known else None}
 
 
-def _start(script: str, path: Path, task: Task, cache: str | None) -> list[float]:
-    """One process: seconds of interpreter, imports, load and first output."""
+def _start(script: str, path: Path, task: Task, cache: str | None) -> _Start:
+    """One process from its start to the first output."""
     body = script.format(mark=_MARK, I=task.workload.I, H=task.workload.H)
     root = str(Path(__file__).parent.parent)
     environment = dict(os.environ)
@@ -142,9 +158,9 @@ def _start(script: str, path: Path, task: Task, cache: str | None) -> list[float
     )
     if done.returncode != 0:
         raise RuntimeError(f"cold start failed:\n{done.stderr}")
-    marks, _ = json.loads(done.stdout.splitlines()[-1])
+    marks, resident, _ = json.loads(done.stdout.splitlines()[-1])
     times = [begin, *marks]
-    return [(after - before) * 1e-9 for before, after in itertools.pairwise(times)]
+    return _Start([(after - before) * 1e-9 for before, after in itertools.pairwise(times)], resident)
 
 
 def _files(task: Task, folder: Path, engines: set[str]) -> dict[str, Path]:
@@ -160,8 +176,8 @@ def _files(task: Task, folder: Path, engines: set[str]) -> dict[str, Path]:
     if "torch" in engines:
         import torch
 
-        from .engines.pytorch import make_lstm
+        from .engines.pytorch import make_layers
 
         files["torch"] = folder / "weights.pt"
-        torch.save(make_lstm(task).state_dict(), files["torch"])
+        torch.save(make_layers(task.workload, task.weights).state_dict(), files["torch"])
     return files

@@ -1,4 +1,4 @@
-"""One environment for every engine: one thread each, one core for all, and a stamp that says which machine it was."""
+"""One environment for every engine: as many threads each as cores for all, and a stamp of the machine."""
 
 from __future__ import annotations
 
@@ -25,24 +25,41 @@ FLAGS: Final = (
 )  # fmt: skip
 
 
-def pin(core: int | None = None) -> int | None:
-    """One thread for every library and one core for the process; to be called before NumPy is imported.
+def variables(threads: int) -> dict[str, str]:
+    """The environment of a process whose libraries are to use so many threads."""
+    return {**os.environ, **{name: str(threads) for name in THREAD_VARIABLES}}
 
-    Returns the core, None where the system cannot pin (macOS, Windows).
+
+def cores_for(threads: int, core: int | None = None) -> list[int]:
+    """Cores for so many threads, physical ones as far as there are enough: ``core`` first, the last one without.
+
+    None at all where the system cannot pin (macOS, Windows). Raises ValueError for a core that may not be used.
     """
-    for name in THREAD_VARIABLES:
-        os.environ[name] = "1"
     if not hasattr(os, "sched_setaffinity"):
-        return None
-    allowed = os.sched_getaffinity(0)
-    chosen = max(allowed) if core is None else core
-    if chosen not in allowed:
-        raise ValueError(f"core {chosen} is not among those this process may use: {sorted(allowed)}")
-    os.sched_setaffinity(0, {chosen})
-    return chosen
+        return []
+    allowed = sorted(os.sched_getaffinity(0), reverse=True)
+    if core is not None and core not in allowed:
+        raise ValueError(f"core {core} is not among those this process may use: {allowed[::-1]}")
+    wanted = [*([core] if core is not None else []), *(each for each in allowed if each != core)]
+    apart = list({_siblings(each): each for each in reversed(wanted)}.values())[::-1]
+    return [*apart, *(each for each in wanted if each not in apart)][:threads]
 
 
-def stamp(core: int | None) -> dict[str, Any]:
+def pin(cores: list[int]) -> None:
+    """Keep this process to these cores, where the system can."""
+    if cores:
+        os.sched_setaffinity(0, set(cores))
+
+
+def _siblings(core: int) -> str:
+    """What names the physical core of a logical one."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(core)
+
+
+def stamp(cores: dict[str, list[int]]) -> dict[str, Any]:
     """Which machine, which software, when, and how busy it was."""
     facts = _cpu_facts()
     model = facts.get("model name") or facts.get("Processor") or platform.processor() or platform.machine()
@@ -52,7 +69,7 @@ def stamp(core: int | None) -> dict[str, Any]:
         "family": " ".join(facts[key] for key in ("vendor_id", "cpu family", "model", "stepping") if key in facts),
         "flags": [flag for flag in FLAGS if flag in flags],
         "cores": os.cpu_count(),
-        "core": core,
+        "pinned": cores,  # by number of threads
         "caches": _caches(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),

@@ -1,16 +1,17 @@
-"""The machine's own limit: how fast one core reads memory of a given size, and how fast it multiplies and adds.
+"""The machine's own limit: how fast it reads memory of a given size, and how fast it multiplies and adds.
 
-Both probes are bare machine code with nothing else in the loop, in the widest vectors of the code generator's
-target. Read sweeps come in two orders, always forward and back and forth (piece by piece, which finds the end of the
-last sweep still in the cache); the faster one counts.
+The probes are bare machine code with nothing else in the loop, in the widest vectors of the code generator's target.
+Read sweeps come in two orders, always forward and back and forth (piece by piece, which finds the end of the last sweep
+still in the cache); the faster one counts. On several threads each reads its own part, all at once.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -19,16 +20,19 @@ from .workloads import Workload
 STREAMS: Final = 8  # vectors read an iteration, each into a sum of its own
 CHAINS: Final = 12  # independent accumulators: latency × multiplications a cycle is at most 10 on today's cores
 UNROLLED: Final = 4
-BLOCK: Final = 4096  # FMA iterations behind one call of the probe
+BLOCK: Final = 4096  # iterations of multiplications behind one call of a probe
 PIECE: Final = 128  # groups that a sweep backward reads forward: 64 KB of 512-bit vectors
 CACHE_LINE: Final = 64
+#: Instructions that multiply and add short numbers into wider ones: what the processor calls the feature, the
+#: instruction, and how many of its numbers a 32-bit lane holds.
+DOTS: Final = {"bfloat16": ("avx512bf16", "vdpbf16ps", 2), "int8": ("avx512vnni", "vpdpbusd", 4)}
 
 
 @dataclass(frozen=True)
 class Limit:
     """The least time a call can take, and what sets it.
 
-    ``bandwidth`` in bytes a second at the workload's footprint, ``peak`` in floating-point operations a second.
+    ``bandwidth`` in bytes a second at the workload's footprint, ``peak`` in operations a second.
     """
 
     seconds: float
@@ -47,13 +51,21 @@ def limit_of(workload: Workload, bandwidth: float, peak: float) -> Limit:
     return Limit(max(reading, computing), bound, workload.bytes, workload.footprint, bandwidth, workload.flops, peak)
 
 
+class Probe(Protocol):
+    """What is measured beside the engines; one call is ``amount`` of bytes or operations."""
+
+    amount: int
+
+    def loop(self, n: int) -> None: ...
+
+
 class Sweep:
     """Reads a buffer from end to end; one call is one sweep."""
 
     def __init__(self, buffer: np.ndarray, back_and_forth: bool) -> None:
         self.buffer = buffer
-        self.bytes = buffer.nbytes
-        self.groups = self.bytes // (STREAMS * _vector_bytes())
+        self.amount = buffer.nbytes
+        self.groups = self.amount // (STREAMS * _vector_bytes())
         self.address = int(self.buffer.ctypes.data)
         self.back_and_forth = back_and_forth
         self.swept = 0  # the direction of the next sweep
@@ -66,31 +78,81 @@ class Sweep:
 
 
 class Multiplier:
-    """Independent chains of fused multiply-adds in registers; one call is ``flops`` operations."""
+    """Independent chains of fused multiply-adds in registers."""
 
     def __init__(self) -> None:
-        self.flops = 2 * CHAINS * UNROLLED * BLOCK * (_vector_bytes() // 4)
+        self.amount = 2 * CHAINS * UNROLLED * BLOCK * (_vector_bytes() // 4)
         self.sum = 0.0
 
     def loop(self, n: int) -> None:
         self.sum += _probes().multiply(n * BLOCK, np.float32(0.5), np.float32(1.0))
 
 
-def probes_for(workload: Workload) -> dict[str, Sweep | Multiplier]:
-    """What is measured beside the engines of a row."""
-    buffer = swept_buffer(workload.footprint)
-    return {
-        "sweep": Sweep(buffer, back_and_forth=False),
-        "sweep, back and forth": Sweep(buffer, back_and_forth=True),
-        "multiply-add": Multiplier(),
-    }
+class Dot:
+    """Independent chains of dot products of short numbers, in registers."""
+
+    def __init__(self, precision: str) -> None:
+        self.amount = 2 * CHAINS * UNROLLED * BLOCK * (_vector_bytes() // 4) * DOTS[precision][2]
+        self.multiply = dot_probe(precision)
+        self.sum = 0
+
+    def loop(self, n: int) -> None:
+        self.sum += self.multiply(n * BLOCK)
 
 
-def measured_limit(workload: Workload, probes: Mapping[str, Any], seconds: Mapping[str, float]) -> Limit:
-    """The limit from the probes' seconds a call."""
-    sweeps = [probe.bytes / seconds[name] for name, probe in probes.items() if isinstance(probe, Sweep)]
-    peak = next(probe.flops / seconds[name] for name, probe in probes.items() if isinstance(probe, Multiplier))
-    return limit_of(workload, max(sweeps), peak)
+class Team:
+    """A probe for each thread, all at once."""
+
+    def __init__(self, members: Sequence[Probe], others: ThreadPoolExecutor) -> None:
+        self.members, self.others = members, others
+        self.amount = sum(member.amount for member in members)
+
+    def loop(self, n: int) -> None:
+        waiting = [self.others.submit(member.loop, n) for member in self.members[1:]]
+        self.members[0].loop(n)
+        for each in waiting:
+            each.result()
+
+
+READING: Final = ("sweep", "sweep, back and forth")
+
+
+class Probes:
+    """What is measured beside the engines of a row: probes by name."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        threads = range(workload.threads)
+        part = -(-workload.footprint // workload.threads)
+        buffers = [swept_buffer(part) for _ in threads]
+        found: dict[str, list[Probe]] = {
+            name: [Sweep(buffer, name != READING[0]) for buffer in buffers] for name in READING
+        }
+        found["multiply-add"] = [Multiplier() for _ in threads]
+        if has_dot(workload.precision):
+            found[f"{workload.precision} dot product"] = [Dot(workload.precision) for _ in threads]
+        self.others = ThreadPoolExecutor(max(1, workload.threads - 1))
+        self.probes: dict[str, Probe] = {
+            name: members[0] if len(members) == 1 else Team(members, self.others) for name, members in found.items()
+        }
+
+    def limit(self, seconds: Mapping[str, float]) -> Limit:
+        """The limit from the probes' seconds a call."""
+        rates = {name: probe.amount / seconds[name] for name, probe in self.probes.items()}
+        bandwidth = max(rates[name] for name in READING)
+        return limit_of(self.workload, bandwidth, max(rate for name, rate in rates.items() if name not in READING))
+
+    def close(self) -> None:
+        """Let the other threads go."""
+        self.others.shutdown()
+
+
+def has_dot(precision: str) -> bool:
+    """Whether this machine multiplies numbers of that precision by themselves."""
+    from lstm_engine.machine import target
+
+    wanted = DOTS.get(precision)
+    return wanted is not None and _vector_bytes() == 64 and wanted[0] in target().enabled
 
 
 def swept_buffer(footprint: int) -> np.ndarray:
@@ -185,7 +247,7 @@ def _probes() -> _Probes:
 
         return float32(int64, float32, float32), code
 
-    @njit(int64(int64, int64, int64, int64, int64))
+    @njit(int64(int64, int64, int64, int64, int64), nogil=True)
     def sweep(address: int, groups: int, first: int, end: int, back_and_forth: int) -> int:
         total = 0
         for k in range(first, end):
@@ -199,11 +261,54 @@ def _probes() -> _Probes:
                 total += read_all(address, groups)
         return total
 
-    @njit(float32(int64, float32, float32))
+    @njit(float32(int64, float32, float32), nogil=True)
     def multiply(n: int, x: float, y: float) -> float:
         return multiply_all(n, x, y)
 
     return _Probes(sweep, multiply)
+
+
+@functools.cache
+def dot_probe(precision: str) -> Callable[[int], int]:
+    """count → the sum of all lanes after ``count`` times UNROLLED rounds of CHAINS dot products.
+
+    In assembler: code generators of different releases want different types for these instructions.
+    """
+    import llvmlite.binding as llvm
+    from llvmlite import ir
+    from numba import int64, njit
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    llvm.initialize_native_asmparser()
+    lanes = _vector_bytes() // 4
+    integers = ir.VectorType(ir.IntType(32), lanes)
+    code_of = ir.FunctionType(integers, [integers] * 3)
+    instruction = f"{DOTS[precision][1]} $2, $1, $0"
+
+    @intrinsic
+    def multiply_all(typing_context: Any, count: Any) -> Any:
+        def code(context: Any, b: ir.IRBuilder, signature: Any, values: Any) -> Any:
+            factor = ir.Constant(integers, [0x01010101] * lanes)
+            chains = [cgutils.alloca_once_value(b, ir.Constant(integers, [k] * lanes)) for k in range(CHAINS)]
+            with cgutils.for_range(b, values[0]):
+                for _ in range(UNROLLED):
+                    for chain in chains:
+                        made = b.asm(code_of, instruction, "=v,v,v,0", [factor, factor, b.load(chain)], False)
+                        b.store(made, chain)
+            joined = functools.reduce(b.xor, [b.load(chain) for chain in chains])
+            kind = ir.FunctionType(ir.IntType(32), [integers])
+            total = cgutils.get_or_insert_function(b.module, kind, f"llvm.vector.reduce.add.v{lanes}i32")
+            return b.sext(b.call(total, [joined]), ir.IntType(64))
+
+        return int64(int64), code
+
+    @njit(int64(int64), nogil=True)
+    def multiply(n: int) -> int:
+        return multiply_all(n)
+
+    made: Callable[[int], int] = multiply
+    return made
 
 
 def _splat(b: Any, ir: Any, vector: Any, lanes: int, value: Any) -> Any:

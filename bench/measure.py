@@ -1,26 +1,31 @@
-"""Measures the chosen workloads on the chosen engines and gathers one JSON document."""
+"""Measures workloads on engines, row by row, in this process."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from . import cold, environment, memory
-from .engines import ENGINES, Engine, MismatchError, check
-from .limits import measured_limit, probes_for
-from .timing import Settings, interleave, tails
-from .workloads import Task, Workload, make_task
+from lstm_engine.report.engines import Engine, MismatchError, NotServedError, Run, checked, first_line
+from lstm_engine.report.timing import Settings, interleave, tails
 
-SCHEMA: Final = 1
+from . import cold, memory, special
+from .engines import ENGINES
+from .limits import Probes
+from .tasks import Task, make_task
+from .workloads import STEPPED, Workload
+
+SCHEMA: Final = 2
+#: Seconds between turns where engines have several threads: those of the last one spin for a while.
+SETTLE: Final = 0.004
+LONGER: Final = 3  # times longer batches on several threads: sending work to the probes' threads takes its time
 
 
 class Watcher(Protocol):
     """Who is told how far the work is."""
 
-    def begin(self, workload: Workload) -> None: ...
+    def begin(self, workload: str) -> None: ...
 
     def done(self, part: float) -> None:
         """The part of the present workload that is done, 0 to 1."""
@@ -43,64 +48,87 @@ def measure(
     workloads: Sequence[Workload],
     engines: Mapping[str, Engine],
     settings: Settings,
-    core: int | None,
+    folder: Path,
     watcher: Watcher,
-    keep: Callable[[dict[str, Any]], None] = lambda document: None,
-) -> dict[str, Any]:
-    """The whole document; ``keep`` is given it after each row.
-
-    Raises MismatchError when an engine's outputs are not the oracle's: no row is dropped for it.
-    """
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "machine": environment.stamp(core),
-        "settings": asdict(settings),
-        "engines": {name: engine.title for name, engine in engines.items()},
-        "rows": [],
-    }
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        for workload in workloads:
-            watcher.begin(workload)
-            document["rows"].append(_row(make_task(workload, folder), folder, engines, settings, watcher))
-            document["machine"]["load_at_end"] = environment.load_average()
-            keep(document)
-    return document
+    keep: Callable[[dict[str, Any]], None],
+    collection: Path | None = None,
+) -> None:
+    """Give ``keep`` each row as it is done. ``folder``: for models and what else is made once."""
+    for workload in workloads:
+        watcher.begin(workload.name)
+        row = {
+            "workload": workload.name,
+            "kind": workload.kind,
+            "shape": workload.shape,
+            "precision": workload.precision,
+            "threads": workload.threads,
+        }
+        keep(row | _measured(make_task(workload, folder, collection), folder, engines, settings, watcher))
 
 
-def _row(
+def _measured(
     task: Task, folder: Path, engines: Mapping[str, Engine], settings: Settings, watcher: Watcher
 ) -> dict[str, Any]:
-    workload = task.workload
-    row: dict[str, Any] = {"workload": workload.name, "kind": workload.kind, "shape": workload.shape}
-    if workload.kind == "memory":
-        return row | {"bytes": memory.measure(task)}
-    if workload.kind == "cold":
-        ticks = iter(range(1, settings.starts + 1))
-        results = cold.measure(
-            task, folder, set(engines), settings.starts, lambda: watcher.done(next(ticks) / settings.starts)
-        )
-        floor = results.pop("floor")
-        return row | {"limit": {"seconds": floor["median"], "bound": "interpreter"}, "engines": results}
-    return row | _timed(task, engines, settings, watcher)
+    kind = task.workload.kind
+    if kind == "memory":
+        return {"bytes": memory.measure(task)}
+    if kind == "cold":
+        return _cold(task, folder, engines, settings, watcher)
+    if kind == "idle":
+        return special.idle(task, engines)
+    if kind in ("busy", "paced"):
+        return {"busy": special.busy, "paced": special.paced}[kind](task, engines, settings)
+    return _timed(task, engines, settings, watcher)
+
+
+def _cold(
+    task: Task, folder: Path, engines: Mapping[str, Engine], settings: Settings, watcher: Watcher
+) -> dict[str, Any]:
+    ticks = iter(range(1, settings.starts + 1))
+    results = cold.measure(
+        task, folder, set(engines), settings.starts, lambda: watcher.done(next(ticks) / settings.starts)
+    )
+    floor = results.pop("floor")
+    return {"limit": {"seconds": floor["median"], "bound": "interpreter"}, "engines": results}
+
+
+def prepared(
+    task: Task, engines: Mapping[str, Engine]
+) -> tuple[dict[str, Run], dict[str, float], dict[str, dict[str, str]]]:
+    """The engines that do the task and are right, their errors, and why the others are ``absent`` or ``wrong``."""
+    runs: dict[str, Run] = {}
+    errors: dict[str, float] = {}
+    reasons: dict[str, dict[str, str]] = {"absent": {}, "wrong": {}}
+    for name, engine in engines.items():
+        try:
+            run = engine.prepare(task)
+            errors[name] = checked(run, task.sequence, task.expected, task.tolerance)
+            runs[name] = run
+        except NotServedError as fault:
+            reasons["absent"][name] = str(fault)
+        except MismatchError as fault:
+            reasons["wrong"][name] = str(fault)
+        except Exception as fault:  # a fault of an engine is shown, and the other rows are measured all the same
+            reasons["wrong"][name] = f"{type(fault).__name__}: {first_line(fault)}"
+    return runs, errors, reasons
 
 
 def _timed(task: Task, engines: Mapping[str, Engine], settings: Settings, watcher: Watcher) -> dict[str, Any]:
-    """All engines that have this kind, checked first, then timed against each other and the limit."""
-    runs, errors = {}, {}
-    for name, engine in engines.items():
-        if task.workload.kind in engine.kinds:
-            runs[name] = engine.prepare(task)
-            try:
-                errors[name] = check(runs[name], task)
-            except MismatchError as fault:
-                raise MismatchError(f"{engine.title}: {fault}; nothing of this run counts") from None
-    probes = probes_for(task.workload)
-    loops = {name: run.loop for name, run in runs.items()} | {name: probe.loop for name, probe in probes.items()}
-    summaries = interleave(loops, settings, watcher.done)
-    limit = measured_limit(task.workload, probes, {name: summaries[name].median for name in probes})
+    """All engines that do the task, checked first, then timed against each other and the limit."""
+    workload = task.workload
+    runs, errors, reasons = prepared(task, engines)
+    probes = Probes(workload) if workload.kind != "zoo" else None
+    loops = {name: run.loop for name, run in runs.items()}
+    loops |= {name: probe.loop for name, probe in probes.probes.items()} if probes else {}
+    settle = SETTLE if workload.threads > 1 else 0.0
+    try:
+        summaries = interleave(loops, settings.longer(LONGER) if settle else settings, watcher.done, settle)
+    finally:
+        if probes:
+            probes.close()
+    limit = asdict(probes.limit({name: summaries[name].q1 for name in probes.probes})) if probes else None
     results = {name: summaries[name].as_json() | {"error": errors[name]} for name in runs}
-    if task.workload.kind in ("step", "character"):
-        for name, tail in tails({name: run.loop for name, run in runs.items()}, settings).items():
+    if workload.kind in STEPPED:
+        for name, tail in tails({name: run.loop for name, run in runs.items()}, settings, settle=settle).items():
             results[name]["tail"] = tail.as_json()
-    return {"limit": asdict(limit), "engines": results}
+    return {"limit": limit, "engines": results, **reasons}

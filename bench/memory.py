@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from .workloads import Task
+from .resident import resident_bytes
+from .tasks import Task
 
 STREAMS: Final = 400
 
@@ -48,15 +49,6 @@ def account(path: str) -> dict[str, Any]:
         "weights": sum(instruction.weight_bytes for instruction in program.listing),
         "streams": len(streams),
     }
-
-
-def resident_bytes() -> int | None:
-    """Memory of this process that is in use, where the system tells."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,35 @@
-"""The named workloads: one table, and what makes a row of it concrete (a model file, feeds, the true outputs).
+"""The named workloads: one table, what each costs at least, and the sets they are chosen by.
 
-Letters: I inputs, H hidden units, L layers, B batch, T steps of a call.
+Letters: I inputs, H hidden units, L layers, D directions, B batch, T steps of a call, O outputs of a dense head.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import onnx
-
 KINDS: Final = {
     "step": "one step of a stream, from Python call to Python return",
-    "sequence": "a whole sequence in one call, every step's output",
+    "sequence": "whole sequences in one call, every step's output",
+    "ragged": "sequences of many lengths in one call, every step's output",
     "character": "tokens of a character model, one a call, greedy",
+    "speech": "a frame of speech: convolutions, an LSTM, a probability, the state carried on",
+    "zoo": "files that others have published, one call",
     "cold": "process start to first output",
     "memory": "bytes a stream costs",
+    "busy": "single steps while another process keeps each core busy",
+    "paced": "a step every millisecond, as real streams have them",
+    "idle": "processor time that a process takes over a second in which it does nothing",
 }
-FLOAT_BYTES: Final = 4
-CHARACTER_MODEL: Final = Path(__file__).parent.parent / "models" / "char" / "char.onnx"
-CHECKED_STEPS: Final = 8  # calls of a step workload that are held against the oracle
-CHECKED_TOKENS: Final = 24
-#: Largest absolute difference from the float64 oracle. States lie in [-1, 1]; products run over up to 2H terms in
-#: float32, and every engine approximates sigmoid and tanh its own way.
-TOLERANCE: Final = {"step": 1e-5, "sequence": 2e-5, "character": 1e-3}
+PRECISIONS: Final = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a weight
+STEPPED: Final = ("step", "character", "speech")
+CALLED: Final = ("sequence", "ragged", "zoo")
+LEAST, MOST = 5, 200  # steps of a ragged batch's sequences
 
 
 @dataclass(frozen=True)
@@ -36,197 +38,216 @@ class Workload:
 
     name: str
     kind: str
-    I: int  # noqa: E741
-    H: int
+    I: int = 0  # noqa: E741
+    H: int = 0
     L: int = 1
+    D: int = 1
     B: int = 1
     T: int = 1
-    O: int = 0  # outputs of a dense layer behind the LSTM  # noqa: E741
+    O: int = 0  # noqa: E741
+    cell: str = "LSTM"
+    precision: str = "float32"
+    threads: int = 1
+    front_weights: int = 0  # of the layers before the recurrent ones
+    front_products: int = 0  # multiplications they make in a call
 
     @property
-    def shape(self) -> dict[str, int]:
-        """The shape letters."""
+    def shape(self) -> dict[str, int | str]:
+        """The shape letters, the cell among them where it is no LSTM."""
         values = asdict(self)
-        return {letter: values[letter] for letter in "IHLBTO" if values[letter]}
+        letters: dict[str, int | str] = {letter: values[letter] for letter in "IHLDBTO" if values[letter]}
+        return letters | ({"cell": self.cell} if self.cell != "LSTM" else {})
+
+    @property
+    def gates(self) -> int:
+        """Rows of weights a hidden unit."""
+        return {"LSTM": 4, "GRU": 3}[self.cell]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each sequence of the batch."""
+        if self.kind != "ragged":
+            return np.full(self.B, self.T, np.int32)
+        return np.random.default_rng([4, self.B]).permutation(np.linspace(LEAST, self.T, self.B).astype(np.int32))
 
     @property
     def input_weights(self) -> int:
-        """Weights that meet inputs, which may be multiplied ahead of their steps."""
-        return 4 * self.H * self.I
+        """Weights that meet inputs, which may be multiplied ahead of their steps; in a stack those of every layer."""
+        upper = (self.L - 1) * self.D * self.gates * self.H * self.D * self.H
+        return self.D * self.gates * self.H * self.I + upper
 
     @property
     def recurrent_weights(self) -> int:
-        """Weights that every step has to read in turn (biases, upper layers and the dense layer among them)."""
-        layers = self.L * (4 * self.H * self.H + 4 * self.H) + (self.L - 1) * 4 * self.H * self.H
-        return layers + self.O * (self.H + 1)
+        """Weights that every step has to read in turn, biases among them."""
+        return self.L * self.D * (self.gates * self.H * self.H + self.gates * self.H)
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the dense layer behind."""
+        return self.O * (self.H + 1)
+
+    @property
+    def weights(self) -> int:
+        """All weights a call meets."""
+        return self.input_weights + self.recurrent_weights + self.head_weights + self.front_weights
 
     @property
     def footprint(self) -> int:
-        """Bytes of weights that stay in use from step to step."""
-        ahead = 0 if self.kind != "sequence" else self.input_weights
-        return FLOAT_BYTES * (self.input_weights + self.recurrent_weights - ahead)
+        """Bytes of weights that stay in use from step to step: a pass over a sequence has one direction's layer."""
+        if self.kind in CALLED:
+            return PRECISIONS[self.precision] * (self.recurrent_weights // (self.L * self.D))
+        return PRECISIONS[self.precision] * self.weights
 
     @property
     def bytes(self) -> int:
         """Bytes of weights a call cannot help reading."""
-        once = FLOAT_BYTES * self.input_weights if self.kind == "sequence" else 0
-        return self.footprint * self.T + once
+        if self.kind in CALLED:
+            passes = self.footprint * self.T * self.L * self.D
+            return passes + PRECISIONS[self.precision] * self.input_weights
+        return self.footprint * self.T
 
     @property
     def flops(self) -> int:
         """Multiplications and additions of a call."""
-        return 2 * (self.input_weights + self.recurrent_weights) * self.B * self.T
+        repeated = self.weights - self.front_weights
+        return 2 * (repeated * int(self.lengths.sum()) + self.front_products * self.B)
 
     @property
     def state_bytes(self) -> int:
         """Bytes of h and c of all layers and rows."""
-        return FLOAT_BYTES * 2 * self.L * self.B * self.H
+        return 4 * (2 if self.cell == "LSTM" else 1) * self.L * self.D * self.B * self.H
 
 
-def _table() -> tuple[Workload, ...]:
-    steps = [Workload(f"step-h{H}", "step", H, H) for H in (8, 16, 32, 64, 128, 256, 512, 1024)]
-    sequences = [
-        Workload(f"sequence-h{H}-b{B}", "sequence", H, H, B=B, T=100)
-        for B in (1, 16)
-        for H in (16, 32, 64, 128, 256, 512, 1024)
-    ]
-    character = [Workload("character", "character", 64, 256, L=2, O=102)]
-    cold = [Workload("cold-h64", "cold", 64, 64)]
-    memory = [Workload(f"memory-h{H}", "memory", H, H) for H in (16, 64, 256, 1024)]
-    return (*steps, *sequences, *character, *cold, *memory)
+def varied(workload: Workload, precision: str, threads: int) -> Workload:
+    """The workload in another precision or on so many threads, named for it."""
+    marks = [precision] * (precision != "float32") + [f"t{threads}"] * (threads > 1)
+    return replace(workload, name="-".join([workload.name, *marks]), precision=precision, threads=threads)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+SIZES: Final = (8, 16, 32, 64, 128, 256, 512, 1024)
+STACKS: Final = ((2, 128), (3, 256), (3, 480), (6, 320))
+#: The speech model's frame and its layers, each (channels before, channels after, window, stride, positions it gives):
+#: a short-time Fourier transform as a convolution, of which the magnitudes go on, and four convolutions.
+SPEECH_SAMPLES, SPEECH_MIRRORED, SPEECH_BINS = 576, 64, 129
+SPEECH_LAYERS: Final = (
+    (1, 2 * SPEECH_BINS, 256, 128, 4),
+    (SPEECH_BINS, 128, 3, 1, 4),
+    (128, 64, 3, 2, 2),
+    (64, 64, 3, 2, 1),
+    (64, 128, 3, 1, 1),
+)
+
+
+def _speech() -> Workload:
+    products = [before * after * window for before, after, window, _, _ in SPEECH_LAYERS]
+    positions = [layer[-1] for layer in SPEECH_LAYERS]
+    biases = sum(after for _, after, *_ in SPEECH_LAYERS[1:])
+    return Workload(
+        "speech",
+        "speech",
+        128,
+        128,
+        O=1,
+        front_weights=sum(products) + biases,
+        front_products=sum(p * n for p, n in zip(products, positions, strict=True)),
+    )
+
+
+def _plain() -> Iterator[tuple[Workload, Sequence[str], Sequence[int]]]:
+    """Every workload in float32 on one thread, with the precisions and numbers of threads it comes in."""
+    for H in SIZES:
+        yield Workload(f"step-h{H}", "step", H, H), tuple(PRECISIONS), (1, 2)
+    for L, H in STACKS:
+        yield Workload(f"step-{L}x{H}", "step", H, H, L=L), tuple(PRECISIONS), (1, 2)
+    for H in (64, 256):
+        yield Workload(f"step-gru-h{H}", "step", H, H, cell="GRU"), ("float32", "int8"), (1,)
+    for H in (64, 128, 256):
+        yield Workload(f"streams-h{H}-b256", "step", H, H, B=256), tuple(PRECISIONS), (1, 2)
+    for B in (1, 16, 64):
+        for H in SIZES[1:] if B < 64 else (128, 256, 512):
+            large = 128 <= H <= 512
+            precisions = tuple(PRECISIONS) if large else ("float32",)
+            yield Workload(f"sequence-h{H}-b{B}", "sequence", H, H, B=B, T=100), precisions, (1, 2) if large else (1,)
+    for H in (64, 256):
+        yield Workload(f"sequence-gru-h{H}-b1", "sequence", H, H, T=100, cell="GRU"), ("float32", "int8"), (1,)
+    yield Workload("bidirectional-2x256", "sequence", 256, 256, D=2, T=100), tuple(PRECISIONS), (1, 2)
+    yield Workload("ragged-h128-b64", "ragged", 128, 128, B=64, T=MOST), tuple(PRECISIONS), (1, 2)
+    yield Workload("character", "character", 64, 256, L=2, O=102), tuple(PRECISIONS), (1, 2)
+    yield _speech(), tuple(PRECISIONS), (1, 2)
+    yield Workload("cold-h64", "cold", 64, 64), ("float32",), (1,)
+    for H in (16, 64, 256, 1024):
+        yield Workload(f"memory-h{H}", "memory", H, H), ("float32",), (1,)
+    for H in (256, 512):
+        yield Workload(f"busy-h{H}", "busy", H, H), ("float32",), (2,)
+        yield Workload(f"paced-h{H}", "paced", H, H), ("float32",), (2,)
+    yield Workload("idle-h256", "idle", 256, 256), ("float32",), (2,)
+
+
+def _table() -> Iterator[Workload]:
+    for workload, precisions, threads in _plain():
+        for count in threads:
+            yield from (varied(workload, precision, count) for precision in precisions)
 
 
 WORKLOADS: Final = {workload.name: workload for workload in _table()}
 
+_Sets = dict[str, Callable[[Workload], bool]]
+_KIND_SETS: Final[_Sets] = {
+    "step": lambda w: w.kind == "step" and w.L == w.B == 1 and w.cell == "LSTM",
+    "sequence": lambda w: w.kind == "sequence" and w.B == w.D == 1 and w.cell == "LSTM",
+    "batch": lambda w: w.kind == "sequence" and w.B > 1,
+    "stacks": lambda w: w.kind == "step" and w.L > 1,
+    "streams": lambda w: w.kind == "step" and w.B > 1,
+    "gru": lambda w: w.cell == "GRU",
+    "bidirectional": lambda w: w.D > 1,
+    "ragged": lambda w: w.kind == "ragged",
+    "models": lambda w: w.kind in ("character", "speech"),
+    "zoo": lambda w: w.kind == "zoo",
+    "cold": lambda w: w.kind == "cold",
+    "memory": lambda w: w.kind == "memory",
+    "special": lambda w: w.kind in ("busy", "paced", "idle"),
+}
+_PRECISION_SETS: Final[_Sets] = {
+    "precision": lambda w: w.precision != "float32",
+    "float32": lambda w: w.precision == "float32",
+    "bfloat16": lambda w: w.precision == "bfloat16",
+    "int8": lambda w: w.precision == "int8",
+}
+_THREAD_SETS: Final[_Sets] = {
+    "one-thread": lambda w: w.threads == 1,
+    "threads": lambda w: w.threads > 1,
+}
+#: Sets of one group are alternatives; of several groups, a row is in one of each.
+SETS: Final = (_KIND_SETS, _PRECISION_SETS, _THREAD_SETS)
 
-def chosen(pattern: str | None) -> list[Workload]:
-    """The workloads whose name contains the pattern (a shell pattern if it has a * or ?). Raises ValueError: none."""
-    import fnmatch
 
-    if pattern is None:
-        return list(WORKLOADS.values())
-    wild = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    found = [workload for name, workload in WORKLOADS.items() if fnmatch.fnmatch(name, wild)]
-    if not found:
-        raise ValueError(f"no workload matches '{pattern}'; there are {', '.join(WORKLOADS)}")
-    return found
+def zoo_workloads(folder: Path) -> dict[str, Workload]:
+    """A row for each model file of the folder that has a recorded case, as its index.json tells."""
+    from .zoo import entries
+
+    return {name: Workload(name, "zoo") for name in (f"zoo-{entry['id']}" for entry in entries(folder))}
 
 
-# --- made concrete ---------------------------------------------------------------------------------------------------
+def chosen(pattern: str | None = None, sets: Sequence[str] = (), zoo: Path | None = None) -> list[Workload]:
+    """The workloads of these sets whose name contains the pattern (a shell pattern if it has a * or ?).
 
-
-@dataclass(frozen=True)
-class Task:
-    """A workload with its model file, its feeds and the outputs the float64 oracle gives for them.
-
-    step: X [CHECKED_STEPS, B, I] are as many calls' inputs, from zero states, Y their outputs.
-    sequence: X [T, B, I], initial_h, initial_c; Y, Y_h, Y_c.
-    character: tokens [1, n] are as many calls' inputs, from zero states, logits [1, n, O].
+    Raises ValueError for an unknown set, or where none is left.
     """
-
-    workload: Workload
-    path: Path
-    feeds: dict[str, np.ndarray]
-    expected: dict[str, np.ndarray]
-    weights: dict[str, np.ndarray]  # W0 [1,4H,I], R0 [1,4H,H], B0 [1,8H] of each layer; gates i, o, f, g
-
-
-def make_task(workload: Workload, folder: Path) -> Task:
-    """Write the model into the folder, draw the feeds, ask the oracle."""
-    if workload.kind == "character":
-        return _character_task(workload)
-    weights = draw_weights(workload)
-    path = folder / f"lstm-{workload.I}-{workload.H}.onnx"
-    if not path.exists():
-        _save(make_model(weights), path)
-    rng = np.random.default_rng([2, workload.I, workload.H, workload.B])
-    steps = CHECKED_STEPS if workload.kind != "sequence" else workload.T
-    state = (1, workload.B, workload.H)
-    feeds = {
-        "X": rng.uniform(-1, 1, (steps, workload.B, workload.I)).astype(np.float32),
-        "initial_h": np.zeros(state, np.float32),
-        "initial_c": np.zeros(state, np.float32),
-    }
-    if workload.kind == "sequence":
-        feeds["initial_h"] = rng.uniform(-0.5, 0.5, state).astype(np.float32)
-        feeds["initial_c"] = rng.uniform(-0.5, 0.5, state).astype(np.float32)
-    wanted = ("Y", "Y_h", "Y_c") if workload.kind == "sequence" else ("Y",)
-    return Task(workload, path, feeds, _oracle(path, feeds, wanted), weights)
-
-
-def draw_weights(workload: Workload) -> dict[str, np.ndarray]:
-    """Seeded weights of trained scale: uniform over ±1/√H, ONNX's shapes and gate order."""
-    rng = np.random.default_rng([1, workload.I, workload.H])
-    bound = 1 / np.sqrt(workload.H)
-    shapes = {"W0": (1, 4 * workload.H, workload.I), "R0": (1, 4 * workload.H, workload.H), "B0": (1, 8 * workload.H)}
-    return {name: rng.uniform(-bound, bound, shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def make_model(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """X, initial_h, initial_c → LSTM → Y, Y_h, Y_c, with open T and B."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    def tensor(name: str, *shape: int | str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    I, H = weights["W0"].shape[2], weights["R0"].shape[2]  # noqa: E741
-    node = helper.make_node(
-        "LSTM",
-        ["X", "W0", "R0", "B0", "", "initial_h", "initial_c"],
-        ["Y", "Y_h", "Y_c"],
-        "lstm",
-        hidden_size=H,
-    )
-    graph = helper.make_graph(
-        [node],
-        f"lstm-{I}-{H}",
-        [tensor("X", "T", "B", I), tensor("initial_h", 1, "B", H), tensor("initial_c", 1, "B", H)],
-        [tensor("Y", "T", 1, "B", H), tensor("Y_h", 1, "B", H), tensor("Y_c", 1, "B", H)],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="bench")
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    import onnx
-
-    onnx.save(model, path)
-
-
-def _character_task(workload: Workload) -> Task:
-    rng = np.random.default_rng(3)
-    state = np.zeros((workload.L, workload.B, workload.H), np.float32)
-    tokens = rng.integers(0, workload.O, (1, CHECKED_TOKENS))
-    feeds: dict[str, np.ndarray] = {"tokens": tokens, "h0": state, "c0": state}
-    return Task(workload, CHARACTER_MODEL, feeds, _oracle(CHARACTER_MODEL, feeds, ("logits",)), _character_weights())
-
-
-def _character_weights() -> dict[str, np.ndarray]:
-    """embedding, then W, R, B of each layer, then head and head_bias."""
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load(CHARACTER_MODEL).graph
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    weights: dict[str, np.ndarray] = {}
-    layer = 0
-    for node in graph.node:
-        held = [arrays[name] for name in node.input if name in arrays]
-        if node.op_type == "LSTM":
-            weights |= {f"{letter}{layer}": array for letter, array in zip("WRB", held, strict=True)}
-            layer += 1
-        elif node.op_type in ("Gather", "MatMul", "Add") and held:
-            weights[{"Gather": "embedding", "MatMul": "head", "Add": "head_bias"}[node.op_type]] = held[0]
-    return weights
-
-
-def _oracle(path: Path, feeds: dict[str, np.ndarray], outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
-    import lstm_engine
-    from lstm_engine import reference
-
-    graph = lstm_engine.load(path).graph
-    results: dict[str, Any] = reference.run(graph, feeds, outputs=outputs)
-    return results
+    unknown = [name for name in sets if not any(name in group for group in SETS)]
+    if unknown:
+        raise ValueError(f"unknown sets {', '.join(unknown)}; there are {', '.join(name for g in SETS for name in g)}")
+    wanted = [[test for name, test in group.items() if name in sets] for group in SETS]
+    wild = "*" if pattern is None else pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    known = WORKLOADS | (zoo_workloads(zoo) if zoo is not None else {})
+    found = [
+        workload
+        for workload in known.values()
+        if fnmatch.fnmatch(workload.name, wild)
+        and all(any(test(workload) for test in tests) for tests in wanted if tests)
+    ]
+    if not found:
+        asked = [f"'{pattern}'"] * (pattern is not None) + [f"the sets {', '.join(sets)}"] * bool(sets)
+        raise ValueError(f"no workload matches {' and '.join(asked)}; 'list' shows them all")
+    return found

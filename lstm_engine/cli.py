@@ -291,7 +291,7 @@ def _common(
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .npz file.", show_default=False)]
 
 
-# --- inspect, convert, verify, warm-up -------------------------------------------------------------------------------
+# --- inspect, convert, verify, bench, warm-up ------------------------------------------------------------------------
 
 
 @_command("inspect")
@@ -358,6 +358,34 @@ def verify(
         _fail(f"{model}: differs from its definition: {', '.join(wrong)}")
     if apart:
         _fail(f"{model}: holds to its definition, differs from onnxruntime: {', '.join(apart)}")
+
+
+@_command("bench")
+def bench(
+    model: ModelPath,
+    options: _Options,
+    feeds: Annotated[
+        Path | None, typer.Option(help="An .npz with an array per input of one call; random without.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 10.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of random inputs.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time a model on every engine installed, this one in each of its precisions: a call and, where it streams, a step.
+
+    Engines take turns on as many threads; each one's outputs are first held against the float64 definition.
+    """
+    given = None if feeds is None else _read_arrays(feeds)
+    loaded = options.load(model)
+    from .report.bench import Request, benched, document, shown, timing_bar
+
+    request = Request(model, loaded, options.given, given, seconds, seed)
+    with timing_bar(_console(stderr=True) if _is_terminal(sys.stderr) else None) as progress:
+        cases = benched(request, progress)
+    if as_json:
+        print(json.dumps(document(request, cases), indent=2, ensure_ascii=False))
+    else:
+        _console().print(shown(request, cases))
 
 
 @_command("warm-up")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,87 +14,217 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # bench is no part of the installed package
 
-from typer.testing import CliRunner  # noqa: E402
 
-from bench import __main__ as command  # noqa: E402
-from bench import cold, goals, limits, report, timing, workloads  # noqa: E402
-from bench.engines import ENGINES, MismatchError, check  # noqa: E402
-from bench.measure import SCHEMA, available  # noqa: E402
-from bench.workloads import WORKLOADS, Workload, make_task  # noqa: E402
+from bench import environment, limits, special, tasks, workloads  # noqa: E402
+from bench.engines import ENGINES  # noqa: E402
+from bench.measure import available, prepared  # noqa: E402
+from bench.tasks import make_task  # noqa: E402
+from bench.workloads import WORKLOADS, Workload, varied  # noqa: E402
+from lstm_engine.report import timing  # noqa: E402
+from lstm_engine.report.engines import (  # noqa: E402
+    Engine,
+    MismatchError,
+    NotServedError,
+    checked,
+    first_line,
+    relative_error,
+)
 
 TINY = {
     "step": Workload("tiny-step", "step", 3, 5),
+    "stack": Workload("tiny-stack", "step", 3, 5, L=2),
+    "streams": Workload("tiny-streams", "step", 3, 5, B=4),
+    "gru step": Workload("tiny-gru", "step", 3, 5, cell="GRU"),
     "sequence": Workload("tiny-sequence", "sequence", 3, 5, B=2, T=4),
+    "gru": Workload("tiny-gru-sequence", "sequence", 3, 5, B=2, T=4, cell="GRU"),
+    "both directions": Workload("tiny-bidirectional", "sequence", 3, 5, D=2, T=4),
+    "ragged": Workload("tiny-ragged", "ragged", 3, 5, B=3, T=9),
     "character": WORKLOADS["character"],
+    "speech": WORKLOADS["speech"],
 }
-BRIEF = timing.Settings(batch=1e-5, budget=1.0, least_rounds=4, most_rounds=4, tail=50, tail_budget=1.0, starts=1)
+_ALL = frozenset(TINY)
+SERVED = {
+    "lstm_engine": _ALL,
+    "lstm_engine_fresh": {"step", "stack", "streams", "gru step", "character", "speech"},
+    "onnxruntime": _ALL,
+    "onnxruntime_bound": _ALL,
+    "openvino": _ALL,
+    "torch": _ALL - {"speech"},
+    "torch_cell": {"step", "stack", "streams"},
+    "numpy": {"step", "stack", "streams", "sequence", "character"},
+}
+#: Which lesser precisions an engine has, and for what.
+LESSER = {
+    ("onnxruntime", "int8"): _ALL - {"gru step", "gru"},
+    ("onnxruntime_bound", "int8"): _ALL - {"gru step", "gru"},
+    ("openvino", "bfloat16"): _ALL,
+    ("torch", "int8"): _ALL - {"speech"},
+    ("torch", "bfloat16"): _ALL - {"speech"},
+    ("torch_cell", "int8"): {"step", "stack", "streams"},
+    ("torch_cell", "bfloat16"): {"step", "stack", "streams"},
+}
+BRIEF = timing.Settings(
+    batch=1e-5, budget=1.0, least_rounds=4, most_rounds=4, tail=50, tail_budget=1.0, starts=1, paced=4
+)
 
 
 # --- workloads -------------------------------------------------------------------------------------------------------
 
 
-def test_names_say_kind_and_size() -> None:
+def test_names_say_size_precision_and_threads() -> None:
     for name, workload in WORKLOADS.items():
         assert name == workload.name
         assert workload.kind in workloads.KINDS
-        assert name.startswith(workload.kind)
+        assert (workload.precision in name) == (workload.precision != "float32")
+        assert name.endswith(f"-t{workload.threads}") == (workload.threads > 1)
+    assert varied(WORKLOADS["step-h64"], "int8", 2) == WORKLOADS["step-h64-int8-t2"]
 
 
 def test_patterns_choose_workloads() -> None:
-    assert {w.name for w in workloads.chosen("h64-b")} == {"sequence-h64-b1", "sequence-h64-b16"}
+    assert {w.name for w in workloads.chosen("sequence-h16-b")} == {"sequence-h16-b1", "sequence-h16-b16"}
     assert [w.name for w in workloads.chosen("step-h?")] == ["step-h8"]
-    assert len(workloads.chosen(None)) == len(WORKLOADS)
+    assert len(workloads.chosen()) == len(WORKLOADS)
     with pytest.raises(ValueError, match="no workload matches 'nothing'"):
         workloads.chosen("nothing")
+
+
+def test_sets_of_one_group_are_alternatives_and_groups_narrow() -> None:
+    steps, stacks = workloads.chosen(sets=["step"]), workloads.chosen(sets=["stacks"])
+    assert {w.name for w in workloads.chosen(sets=["step", "stacks"])} == {w.name for w in (*steps, *stacks)}
+    narrowed = workloads.chosen("h512", sets=["step", "int8", "threads"])
+    assert [w.name for w in narrowed] == ["step-h512-int8-t2"]
+    assert {w.precision for w in workloads.chosen(sets=["precision"])} == {"bfloat16", "int8"}
+    with pytest.raises(ValueError, match="unknown sets fast"):
+        workloads.chosen(sets=["fast"])
+    with pytest.raises(ValueError, match="no workload matches the sets zoo"):
+        workloads.chosen(sets=["zoo"])
+
+
+def test_every_set_but_the_zoo_has_rows() -> None:
+    assert [
+        name for group in workloads.SETS for name, test in group.items() if not any(map(test, WORKLOADS.values()))
+    ] == ["zoo"]
 
 
 def test_bytes_and_operations_of_a_step_and_a_sequence() -> None:
     weights = 4 * 64 * (64 + 64 + 1)
     step = WORKLOADS["step-h64"]
     assert (step.bytes, step.footprint, step.flops) == (4 * weights, 4 * weights, 2 * weights)
+    assert WORKLOADS["step-h64-bfloat16"].bytes == 2 * weights
+    assert WORKLOADS["step-h64-int8-t2"].bytes == weights
     sequence = WORKLOADS["sequence-h64-b16"]
     assert sequence.footprint == 4 * 4 * 64 * 65
     assert sequence.bytes == 100 * sequence.footprint + 4 * 4 * 64 * 64
     assert sequence.flops == 100 * 16 * step.flops
 
 
-def test_the_character_workload_is_the_character_model() -> None:
-    weights = workloads._character_weights()
-    size = sum(array.size for name, array in weights.items() if name != "embedding")
-    biases = 2 * 4 * 256  # the file keeps two biases a gate, a step reads their sum
-    assert WORKLOADS["character"].bytes == 4 * (size - biases)
+def test_bytes_and_operations_of_stacks_and_both_directions() -> None:
+    assert WORKLOADS["step-3x256"].flops == 3 * WORKLOADS["step-h256"].flops
+    both, one = WORKLOADS["bidirectional-2x256"], WORKLOADS["sequence-h256-b1"]
+    assert (both.flops, both.bytes, both.footprint) == (2 * one.flops, 2 * one.bytes, one.footprint)
+    assert WORKLOADS["step-gru-h64"].flops == 3 * WORKLOADS["step-h64"].flops // 4
+    ragged = WORKLOADS["ragged-h128-b64"]
+    assert (ragged.lengths.min(), ragged.lengths.max(), len(set(ragged.lengths))) == (5, 200, 64)
+    assert ragged.flops == int(ragged.lengths.sum()) * WORKLOADS["step-h128"].flops
+
+
+@pytest.mark.parametrize("name", ["character", "speech"])
+def test_a_model_has_the_weights_that_its_limit_counts(name: str, tmp_path: Path) -> None:
+    workload = WORKLOADS[name]
+    weights = make_task(workload, tmp_path).weights
+    size = sum(array.size for part, array in weights.items() if part != "embedding")
+    biases = workload.L * 4 * workload.H  # a file keeps two biases a gate, a step reads their sum
+    assert workload.bytes == 4 * (size - biases)
 
 
 def test_models_are_the_same_every_time(tmp_path: Path) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
     first.mkdir()
     again.mkdir()
-    tasks = [make_task(TINY["step"], folder) for folder in (first, again)]
-    assert tasks[0].path.read_bytes() == tasks[1].path.read_bytes()
-    assert np.abs(tasks[0].weights["R0"]).max() <= 1 / np.sqrt(5)
+    made = [make_task(TINY["step"], folder) for folder in (first, again)]
+    assert made[0].path.read_bytes() == made[1].path.read_bytes()
+    assert np.abs(made[0].weights["R0"]).max() <= 1 / np.sqrt(5)
+
+
+def test_published_files_become_rows(tmp_path: Path) -> None:
+    task = make_task(TINY["sequence"], tmp_path)
+    names = [*task.feeds]
+    arrays = {f"s0_in{k}": task.feeds[name] for k, name in enumerate(names)}
+    np.savez(tmp_path / "case.npz", in_names=names, **arrays)
+    entry = {
+        "id": "mine",
+        "file": task.path.name,
+        "expect": "run",
+        "random_outputs": ["Y_c"],
+        "cases": [{"file": "case.npz"}],
+    }
+    (tmp_path / "index.json").write_text(json.dumps([entry, {"id": "refused", "expect": "refuse"}]))
+    [row] = workloads.chosen(sets=["zoo"], zoo=tmp_path)
+    assert row.name == "zoo-mine"
+    published = make_task(row, tmp_path, tmp_path)
+    assert sorted(published.expected) == ["Y", "Y_h"]
+    run = ENGINES["lstm_engine"].prepare(published)
+    assert checked(run, None, published.expected, published.tolerance) < 1e-5
+    with pytest.raises(ValueError, match=r"no index\.json"):
+        workloads.chosen(zoo=tmp_path / "nowhere")
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
 
 
-def _cases() -> list:
-    return [
-        pytest.param(name, kind, marks=pytest.mark.torch if name == "torch" else (), id=f"{name}-{kind}")
-        for name, engine in ENGINES.items()
-        for kind in engine.kinds
-    ]
+def _marked(name: str, *rest: str) -> object:
+    marks = pytest.mark.torch if name.startswith("torch") else ()
+    return pytest.param(name, *rest, marks=marks, id="-".join((name, *rest)))
 
 
-@pytest.mark.parametrize(("name", "kind"), _cases())
-def test_every_adapter_gives_the_oracles_outputs(name: str, kind: str, tmp_path: Path) -> None:
-    engine = ENGINES[name]
-    if engine.missing():
-        pytest.skip(engine.missing())
-    task = make_task(TINY[kind], tmp_path)
-    run = engine.prepare(task)
-    first = check(run, task)
+def _ready(name: str, workload: Workload, folder: Path) -> tuple:
+    if ENGINES[name].missing():
+        pytest.skip(ENGINES[name].missing())
+    task = make_task(workload, folder)
+    return ENGINES[name].prepare(task), task
+
+
+def _check(run: object, task: tasks.Task) -> float:
+    return checked(run, task.sequence, task.expected, task.tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [_marked(name, kind) for name, kinds in SERVED.items() for kind in sorted(kinds)]
+)
+def test_every_adapter_gives_the_definitions_outputs(name: str, kind: str, tmp_path: Path) -> None:
+    run, task = _ready(name, TINY[kind], tmp_path)
+    first = _check(run, task)
     run.loop(3)
-    assert check(run, task) == first  # a reset brings back the beginning, however many calls were made
+    assert _check(run, task) == first  # a reset brings back the beginning, however many calls were made
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "kind"),
+    [_marked(name, precision, kind) for (name, precision), kinds in LESSER.items() for kind in sorted(kinds)],
+)
+def test_lesser_precisions_are_lesser_and_near(name: str, precision: str, kind: str, tmp_path: Path) -> None:
+    try:
+        run, task = _ready(name, varied(TINY[kind], precision, 1), tmp_path)
+    except NotServedError as fault:
+        if "on this CPU" in str(fault):
+            pytest.skip(str(fault))
+        raise
+    assert tasks.TOLERANCE["float32"] < _check(run, task) <= tasks.TOLERANCE[precision]
+
+
+def test_what_an_engine_lacks_is_said(tmp_path: Path) -> None:
+    task = make_task(varied(TINY["step"], "int8", 1), tmp_path)
+    runs, _, reasons = prepared(task, {"numpy": ENGINES["numpy"]})
+    assert not runs
+    assert reasons == {"absent": {"numpy": "NumPy has no int8 (float32 only)"}, "wrong": {}}
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_this_engine_is_right_or_absent_in_every_precision(precision: str, tmp_path: Path) -> None:
+    task = make_task(varied(WORKLOADS["step-h64"], precision, 1), tmp_path)
+    runs, errors, reasons = prepared(task, {"lstm_engine": ENGINES["lstm_engine"]})
+    assert not reasons["wrong"]
+    assert set(runs) == set(errors) != set(reasons["absent"])
 
 
 class _Wrong:
@@ -118,7 +246,35 @@ def test_a_wrong_output_is_an_error(kind: str, error: float, tmp_path: Path) -> 
     task = make_task(TINY[kind], tmp_path)
     run = ENGINES["numpy"].prepare(task)
     with pytest.raises(MismatchError, match="is off by"):
-        check(_Wrong(run, error), task)
+        _check(_Wrong(run, error), task)
+
+
+def test_a_wrong_engine_is_shown_and_not_timed(tmp_path: Path) -> None:
+    class Spoiled(Engine):
+        def prepare(self, job: object) -> object:
+            return _Wrong(super().prepare(job), 0.01)
+
+    numpy = ENGINES["numpy"]
+    spoiled = Spoiled(numpy.name, numpy.title, numpy.package, numpy.module, numpy.precisions)
+    runs, _, reasons = prepared(make_task(TINY["step"], tmp_path), {"numpy": spoiled})
+    assert not runs
+    assert "is off by" in reasons["wrong"]["numpy"]
+
+
+def test_errors_are_parts_of_the_range() -> None:
+    wanted = np.array([10.0, 12.0])
+    assert relative_error(wanted + 0.1, wanted) == pytest.approx(0.05)
+    assert relative_error(np.array([10.1]), np.array([10.0])) == pytest.approx(0.1)  # no range: a tenth of the greatest
+    assert np.isnan(relative_error(np.array([np.nan, 1.0]), wanted))
+    assert relative_error(np.zeros(0), np.zeros(0)) == 0
+
+
+def test_a_peers_error_is_told_in_a_line() -> None:
+    assert (
+        first_line(RuntimeError("Exception from src/a.cpp:1:\nCheck 'x' failed:\n\nno such   operator\n"))
+        == "no such operator"
+    )
+    assert first_line(KeyError()) == "KeyError"
 
 
 def test_engines_are_chosen_by_name() -> None:
@@ -127,14 +283,26 @@ def test_engines_are_chosen_by_name() -> None:
         available(["numpy", "abacus"])
 
 
+def test_cores_are_as_many_as_threads() -> None:
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("this system does not pin")
+    allowed = os.sched_getaffinity(0)
+    assert environment.cores_for(1, min(allowed)) == [min(allowed)]
+    several = environment.cores_for(2)
+    assert len(several) == min(2, len(allowed))
+    assert set(several) <= allowed
+    with pytest.raises(ValueError, match="core 99999 is not among"):
+        environment.cores_for(1, 99999)
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("back_and_forth", [False, True])
 def test_a_sweep_reads_every_word(back_and_forth: bool) -> None:
     sweep = limits.Sweep(limits.swept_buffer(10_000), back_and_forth)
-    assert sweep.bytes >= 10_000
-    sweep.buffer[...] = np.random.default_rng(0).integers(0, 256, sweep.bytes)
+    assert sweep.amount >= 10_000
+    sweep.buffer[...] = np.random.default_rng(0).integers(0, 256, sweep.amount)
     words = int(np.bitwise_xor.reduce(sweep.buffer.view(np.int32)))
     for n in (1, 1, 3):
         sweep.sum = 0
@@ -146,8 +314,34 @@ def test_a_sweep_reads_every_word(back_and_forth: bool) -> None:
 def test_the_multiplier_multiplies() -> None:
     multiplier = limits.Multiplier()
     multiplier.loop(1)
-    lanes = multiplier.flops // (2 * limits.CHAINS * limits.UNROLLED * limits.BLOCK)
+    lanes = multiplier.amount // (2 * limits.CHAINS * limits.UNROLLED * limits.BLOCK)
     assert multiplier.sum == pytest.approx(2.0 * limits.CHAINS * lanes)  # a ← a/2 + 1 ends at 2
+
+
+@pytest.mark.parametrize("precision", sorted(limits.DOTS))
+def test_the_dot_probe_makes_dot_products(precision: str) -> None:
+    if not limits.has_dot(precision):
+        pytest.skip("this CPU multiplies no such numbers")
+    dot = limits.Dot(precision)
+    products = dot.amount // (2 * limits.BLOCK * limits.UNROLLED * limits.CHAINS)
+    assert products == limits.DOTS[precision][2] * 16
+    dot.multiply(1)
+    if precision == "int8":  # every product is 1 · 1, and the sums begin at 0, 1, 2 …
+        chains = [[k + limits.UNROLLED * 4] * 16 for k in range(limits.CHAINS)]
+        assert dot.multiply(1) == int(np.bitwise_xor.reduce(np.array(chains), axis=0).sum())
+
+
+def test_several_threads_probe_at_once() -> None:
+    probes = limits.Probes(WORKLOADS["step-h64-t2"])
+    try:
+        sweep = probes.probes["sweep"]
+        assert sweep.amount >= WORKLOADS["step-h64-t2"].footprint
+        sweep.loop(3)
+        assert [member.swept for member in sweep.members] == [3, 3]
+        found = probes.limit(dict.fromkeys(probes.probes, 1e-3))
+        assert found.bandwidth == sweep.amount / 1e-3
+    finally:
+        probes.close()
 
 
 def test_the_limit_is_the_slower_of_reading_and_computing() -> None:
@@ -221,238 +415,61 @@ def test_disturbed_rounds_are_dropped_or_told(
     assert (summary.rounds, summary.dropped, summary.disturbed) == (rounds, dropped, disturbed)
 
 
+def test_engines_settle_before_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = []
+    monkeypatch.setattr(timing, "sleep", slept.append)
+    timing.interleave({name: lambda n: sum(range(200 * n)) for name in "ab"}, BRIEF, settle=0.25)
+    assert slept == [0.25] * (2 * BRIEF.most_rounds)
+
+
+def test_paced_calls_wait_for_their_time() -> None:
+    calls = []
+    found = timing.paced({"a": calls.append, "b": lambda n: sum(range(20_000))}, 0.002, 6, 3, 0.0)
+    assert calls == [1] * 6
+    assert {name: each.calls for name, each in found.items()} == {"a": 6, "b": 6}
+    assert found["b"].p50 > found["a"].p50
+    assert found["b"].processor > 0
+
+
 def test_tails_clock_every_loop() -> None:
     found = timing.tails({"a": lambda n: None, "b": lambda n: sum(range(2000))}, BRIEF)
     assert found["a"].calls == found["b"].calls == BRIEF.tail
     assert found["a"].p50 < found["b"].p50
 
 
-# --- reports ---------------------------------------------------------------------------------------------------------
+# --- special rows ----------------------------------------------------------------------------------------------------
 
 
-def _result(median: float) -> dict:
-    tail = {"p50": median, "p99": 2 * median, "p999": None, "worst": 9 * median, "calls": 100, "clock": 1e-7}
-    summary = timing.summarise([median * 0.9, median, median * 1.1], 10).as_json()
-    return summary | {"error": 1e-7, "tail": tail}
+def _own(kind: str, folder: Path) -> tuple:
+    """A tiny task of that kind on two threads, for this engine alone."""
+    workload = Workload(f"tiny-{kind}", kind, 3, 5, threads=2)
+    return make_task(workload, folder), {"lstm_engine": ENGINES["lstm_engine"]}
 
 
-def _row(workload: Workload) -> dict:
-    """A row in which all goals are met with room to spare."""
-    row = {"workload": workload.name, "kind": workload.kind, "shape": workload.shape}
-    if workload.kind == "memory":
-        return row | {"bytes": {"state": 64, "arena": 4096, "resident": None, "weights": 8192, "streams": 4}}
-    if workload.kind == "cold":
-        parts = dict.fromkeys(("interpreter", "imports", "load", "first_output"), 0.1)
-        engines = {name: _result(0.4) | parts for name in cold.TITLES}
-        return row | {"limit": {"seconds": 0.2, "bound": "interpreter"}, "engines": engines}
-    limit = {"seconds": workload.flops * 1e-11, "bound": "memory"}
-    ours = limit["seconds"] + 0.3e-6
-    engines = {name: _result(ours) for name, e in ENGINES.items() if workload.kind in e.kinds and e.ours}
-    engines |= {name: _result(20 * ours) for name, e in ENGINES.items() if workload.kind in e.kinds and not e.ours}
-    return row | {"limit": limit, "engines": engines}
+def test_busy_cores_are_busy_and_left_alone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(special, "TURN", 0.01)
+    started = []
+    popen = special.subprocess.Popen
+    monkeypatch.setattr(special.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    found = special.busy(*_own("busy", tmp_path), BRIEF)
+    assert set(found["engines"]) == {"lstm_engine@1", "lstm_engine@2"}
+    assert all(figures["mean"] > 0 for figures in found["engines"].values())
+    assert started
+    assert all(other.returncode is not None for other in started)
 
 
-@pytest.fixture
-def document() -> dict:
-    machine = {
-        "cpu": "A processor", "family": "1 2 3", "flags": [], "cores": 2, "core": 1, "caches": {"L1": 32768, "L2": 1 << 20},
-        "system": "Linux", "python": "3.12", "packages": {"lstm_engine": "0.1.0", "numpy": "2.0"},
-        "code": {"kernels": "0", "variant": "avx2", "llvm_cpu": "x"}, "date": "2026-01-02T03:04:05", "load_at_start": [0.1],
-    }  # fmt: skip
-    titles = {name: engine.title for name, engine in ENGINES.items()}
-    rows = [_row(workload) for workload in WORKLOADS.values()]
-    return {"schema": SCHEMA, "machine": machine, "settings": {}, "engines": titles, "rows": rows}
+def test_paced_steps_tell_latency_and_processor_time(tmp_path: Path) -> None:
+    found = special.paced(*_own("paced", tmp_path), BRIEF)
+    assert set(found["engines"]) == {"lstm_engine@1", "lstm_engine@2"}
+    assert all(figures["calls"] == BRIEF.paced for figures in found["engines"].values())
+    assert found["limit"]["p50"] < found["engines"]["lstm_engine@1"]["p50"]
 
 
-def _named(document: dict, name: str) -> dict:
-    return next(row for row in document["rows"] if row["workload"] == name)
-
-
-def test_every_row_is_shown(document: dict) -> None:
-    text = report.markdown(document)
-    shown = [w.name for w in WORKLOADS.values() if w.kind != "cold"]
-    assert [name for name in shown if f"| {name} |" not in text] == []
-    assert "faster (its figure is bold): no row." in text
-    assert "A processor" in text
-
-
-def test_a_lost_row_is_marked(document: dict) -> None:
-    _named(document, "step-h64")["engines"]["numpy"] = _result(1e-9)
-    text = report.markdown(document)
-    assert f"| step-h64 {report.LOST} |" in text
-    assert "**0.001 ±5% 0.00×**" in text
-    assert "bold): step-h64." in text
-
-
-def test_a_lost_cold_start_is_marked(document: dict) -> None:
-    _named(document, "cold-h64")["engines"]["onnxruntime"]["median"] = 0.25
-    text = report.markdown(document)
-    assert f"| lstm_engine {report.LOST} | 400 |" in text
-    assert "| onnxruntime | **250** |" in text
-
-
-def test_a_disturbed_row_is_marked(document: dict) -> None:
-    _named(document, "step-h64")["engines"]["numpy"]["disturbed"] = 3
-    text = report.markdown(document)
-    assert f"| step-h64 {report.BUSY} |" in text
-    assert "the machine was busy" in text
-
-
-def test_part_of_the_limit(document: dict) -> None:
-    row = _named(document, "step-h64")
-    row["limit"]["seconds"] = 1e-6
-    row["engines"]["lstm_engine"] = _result(1.25e-6)
-    line = next(line for line in report.timed_table([row]).splitlines() if "step-h64" in line)
-    assert line.endswith("| 1.00 M | 80 % |")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda d: _named(d, "step-h8").update(workload="step-h9"), "unknown row 'step-h9'"),
-        (lambda d: _named(d, "step-h8")["engines"].update(abacus=_result(1.0)), "unknown engine 'abacus'"),
-        (lambda d: _named(d, "cold-h64")["engines"].update(abacus=_result(1.0)), "unknown engine 'abacus'"),
-        (lambda d: _named(d, "step-h8")["shape"].update(H=9), "another workload"),
-        (lambda d: d.update(schema=0), "schema 0"),
-    ],
-)
-def test_what_is_unknown_is_an_error(document: dict, spoil, message: str) -> None:
-    spoil(document)
-    with pytest.raises(report.ReportError, match=message):
-        report.markdown(document)
-    with pytest.raises(report.ReportError, match=message):
-        goals.verdicts(document)
-
-
-def test_a_page_is_rewritten_between_its_marks(document: dict, tmp_path: Path) -> None:
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n{report.BEGIN}\nyesterday\n{report.END}\nafter\n", encoding="utf-8")
-    report.rewrite(page, document)
-    once = page.read_text(encoding="utf-8")
-    report.rewrite(page, document)
-    assert page.read_text(encoding="utf-8") == once
-    assert once.startswith("before\n")
-    assert once.endswith("after\n")
-    assert "yesterday" not in once
-
-
-@pytest.mark.parametrize("content", ["no marks", f"{report.END}{report.BEGIN}", f"{report.BEGIN}" * 2 + report.END])
-def test_a_page_without_marks_is_left_alone(document: dict, tmp_path: Path, content: str) -> None:
-    page = tmp_path / "README.md"
-    page.write_text(content, encoding="utf-8")
-    with pytest.raises(report.ReportError, match="expected one"):
-        report.rewrite(page, document)
-    assert page.read_text(encoding="utf-8") == content
-
-
-# --- goals -----------------------------------------------------------------------------------------------------------
-
-
-def test_all_goals_are_judged(document: dict) -> None:
-    found = goals.verdicts(document)
-    assert all(verdict.passed for verdict in found), [v for v in found if not v.passed]
-    judged = {verdict.row for verdict in found}
-    assert judged == {name for name, w in WORKLOADS.items() if w.kind in ("step", "sequence")}
-
-
-def _failed(document: dict) -> list[tuple[str, str]]:
-    return [(verdict.row, verdict.goal) for verdict in goals.verdicts(document) if verdict.passed is False]
-
-
-def test_a_missed_goal_is_told(document: dict) -> None:
-    missed = copy.deepcopy(document)
-    row = _named(missed, "step-h128")
-    ours = row["engines"]["lstm_engine"]["median"]
-    row["engines"]["onnxruntime_bound"] = _result(2.2 * ours)
-    assert _failed(missed) == [("step-h128", "2.3× faster than onnxruntime with I/O binding")]
-
-    missed = copy.deepcopy(document)
-    row = _named(missed, "step-h64")
-    row["limit"]["seconds"] = 0.8e-6
-    row["engines"] = {name: _result(1.7e-6 if ENGINES[name].ours else 1e-3) for name in row["engines"]}
-    assert _failed(missed) == [("step-h64", "a step is at the limit")]
-
-    missed = copy.deepcopy(document)
-    row = _named(missed, "step-h8")
-    row["engines"]["lstm_engine_fresh"] = _result(row["engines"]["lstm_engine"]["median"] + 0.4e-6)
-    assert _failed(missed) == [("step-h8", "a fresh result is cheap")]
-
-    missed = copy.deepcopy(document)
-    row = _named(missed, "sequence-h64-b1")
-    row["engines"]["onnxruntime"] = _result(1.4 * row["engines"]["lstm_engine"]["median"])
-    assert _failed(missed) == [("sequence-h64-b1", "1.5× faster than onnxruntime")]
-
-
-def test_what_was_not_measured_is_not_met(document: dict) -> None:
-    document["rows"] = [row for row in document["rows"] if row["workload"] != "step-h8"]
-    del _named(document, "step-h16")["engines"]["onnxruntime_bound"]
-    found = {(v.row, v.passed) for v in goals.verdicts(document)}
-    assert ("step-h8", None) in found
-    assert ("step-h16", None) in found
-    assert ("step-h16", True) in found
-
-
-# --- command ---------------------------------------------------------------------------------------------------------
-
-
-def _invoke(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(command.app, [str(argument) for argument in arguments])
-    return result.exit_code, result.output
-
-
-def test_commands_read_results(document: dict, tmp_path: Path) -> None:
-    results, page, picture = tmp_path / "results.json", tmp_path / "README.md", tmp_path / "steps.svg"
-    results.write_text(json.dumps(document), encoding="utf-8")
-    page.write_text(f"{report.BEGIN}{report.END}", encoding="utf-8")
-    code, text = _invoke("table", results)
-    assert code == 0
-    assert "step-h1024" in text
-    assert _invoke("readme", results, page)[0] == 0
-    assert "step-h1024" in page.read_text(encoding="utf-8")
-    code, text = _invoke("check", results)
-    assert code == 0
-    assert "31 of 31 goals met" in text
-    pytest.importorskip("matplotlib")
-    assert _invoke("plot", results, picture)[0] == 0
-    assert "the machine" in picture.read_text(encoding="utf-8")
-
-
-def test_commands_fail_loudly(document: dict, tmp_path: Path) -> None:
-    results = tmp_path / "results.json"
-    results.write_text("{", encoding="utf-8")
-    assert _invoke("table", results)[0] == 1
-    document["rows"] = []
-    results.write_text(json.dumps(document), encoding="utf-8")
-    assert _invoke("check", results)[0] == 1
-
-
-def test_a_run_writes_what_table_reads(tmp_path: Path) -> None:
-    results = tmp_path / "results.json"
-    arguments = ["run", "--quick", "--only", "step-h8", "--engine", "numpy", "--out", str(results)]
-    path = os.pathsep.join([*sys.path, str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", *arguments],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
+def test_an_idle_process_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(special, "IDLE", 0.05)
+    spent = special.use_and_rest("lstm_engine", "idle-h256-t2", tmp_path)
+    assert isinstance(spent, float)
+    assert 0 <= spent < 2
+    assert special.use_and_rest("numpy", "idle-h256-t2", tmp_path) == (
+        "written out in NumPy are steps and sequences of LSTMs that look back"
     )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(results.read_text(encoding="utf-8"))
-    row = _named(document, "step-h8")
-    assert row["engines"]["numpy"]["median"] > row["limit"]["seconds"] > 0
-    assert document["machine"]["packages"]["numpy"] == np.__version__
-    code, text = _invoke("table", results)
-    assert code == 0
-    assert "| step-h8 |" in text
-    unknown = subprocess.run(
-        [sys.executable, "-m", "bench", "run", "--only", "nothing"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert unknown.returncode == 2
-    assert "no workload matches" in unknown.stderr

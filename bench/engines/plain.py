@@ -6,11 +6,24 @@ One stacked product a step, results in place. The weights of the three sigmoid g
 
 from __future__ import annotations
 
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import numpy as np
 
-from ..workloads import Task
+from lstm_engine.report.engines import Arrays, Fixed, Job, NotServedError, Run
+
+from ..tasks import Task
+
+
+def prepare(name: str, job: Job) -> Run:
+    """The task's layers by hand. Raises NotServedError."""
+    assert isinstance(job, Task)
+    workload = job.workload
+    if workload.kind == "character":
+        return Character(job)
+    if workload.cell != "LSTM" or workload.kind not in ("step", "sequence") or workload.D > 1:
+        raise NotServedError("written out in NumPy are steps and sequences of LSTMs that look back")
+    return Step(job) if job.steps else Sequence(job)
 
 
 class Cell:
@@ -52,30 +65,34 @@ class Cell:
 
 
 class Step:
-    """The cell, one step a call."""
+    """The cells, one step a call."""
 
     def __init__(self, task: Task) -> None:
-        weights = task.weights
-        self.cell = Cell(weights["W0"], weights["R0"], weights["B0"], task.workload.B)
-        self.input = np.zeros((task.workload.B, task.workload.I), np.float32)
+        weights, workload = task.weights, task.workload
+        self.cells = [Cell(weights[f"W{k}"], weights[f"R{k}"], weights[f"B{k}"], workload.B) for k in range(workload.L)]
+        self.input = np.zeros((workload.B, workload.I), np.float32)
 
     def reset(self) -> None:
-        self.cell.reset()
+        for cell in self.cells:
+            cell.reset()
 
-    def write(self, x: np.ndarray) -> None:
-        self.input[...] = x
+    def write(self, feeds: Arrays) -> None:
+        self.input[...] = feeds["X"][0]
 
     def loop(self, n: int) -> None:
-        step, place, x = self.cell.step, self.cell.x, self.input
+        first, x, pairs = self.cells[0], self.input, [*pairwise(self.cells)]
         for _ in repeat(None, n):
-            place[...] = x
-            step()
+            first.x[...] = x
+            first.step()
+            for lower, upper in pairs:
+                upper.x[...] = lower.h
+                upper.step()
 
     def read(self) -> dict[str, np.ndarray]:
-        return {"Y": self.cell.h[None, None].copy()}
+        return {"Y": self.cells[-1].h.copy()}
 
 
-class Sequence:
+class Sequence(Fixed):
     """All input products in one, then the recurrence."""
 
     def __init__(self, task: Task) -> None:
@@ -90,12 +107,6 @@ class Sequence:
         self.y = np.zeros((workload.T, 1, workload.B, units), np.float32)
         self.h = np.zeros((workload.B, units), np.float32)
         self.flat = task.feeds["X"].reshape(-1, inputs)
-
-    def reset(self) -> None:
-        """The initial states are fed."""
-
-    def write(self, x: np.ndarray) -> None:
-        """The feeds are fixed."""
 
     def loop(self, n: int) -> None:
         for _ in repeat(None, n):
@@ -132,8 +143,8 @@ class Character:
         for cell in self.cells:
             cell.reset()
 
-    def write(self, x: np.ndarray) -> None:
-        self.token = int(x)
+    def write(self, feeds: Arrays) -> None:
+        self.token = int(feeds["tokens"].item())
 
     def loop(self, n: int) -> None:
         token, logits = self.token, self.logits
@@ -149,7 +160,4 @@ class Character:
         self.token = token
 
     def read(self) -> dict[str, np.ndarray]:
-        return {"logits": self.logits[None].copy()}
-
-
-MAKERS = {("numpy", "step"): Step, ("numpy", "sequence"): Sequence, ("numpy", "character"): Character}
+        return {"logits": self.logits.copy()}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from statistics import median, quantiles
-from time import perf_counter, perf_counter_ns
+from time import perf_counter, perf_counter_ns, process_time, sleep
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ Progress = Callable[[float], None]  # the part that is done, 0 to 1
 RETAKES: Final = 6
 LONGEST_RETAKEN: Final = 0.02  # seconds of a batch; longer ones seldom run undisturbed on a machine that disturbs
 LONG: Final = 10  # batches that a call may take and still be worth another one to warm the caches
+LATE: Final = 4  # times the time that calls at their times take, after which a turn ends
 CHUNK: Final = 0.01  # seconds of calls clocked one by one before the next engine's turn
 
 
@@ -27,7 +28,8 @@ class Settings:
     """How long to measure.
 
     ``batch``: seconds of calls under one reading of the clock; ``budget``: seconds for all rounds of a row;
-    ``tail``: calls clocked one by one, ``tail_budget``: seconds they may take for each engine; ``starts``: processes.
+    ``tail``: calls clocked one by one, ``tail_budget``: seconds they may take for each engine; ``starts``: processes;
+    ``paced``: calls at fixed times.
     """
 
     batch: float
@@ -37,10 +39,15 @@ class Settings:
     tail: int
     tail_budget: float
     starts: int
+    paced: int
+
+    def longer(self, times: int) -> Settings:
+        """With batches so many times as long."""
+        return replace(self, batch=times * self.batch)
 
 
-FULL: Final = Settings(0.001, 8.0, 15, 400, 50_000, 3.0, 15)
-QUICK: Final = Settings(0.001, 0.4, 5, 60, 2_000, 0.2, 3)
+FULL: Final = Settings(0.001, 6.0, 15, 400, 50_000, 2.0, 15, 2_000)
+QUICK: Final = Settings(0.001, 0.4, 5, 60, 2_000, 0.2, 3, 200)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Summary:
     disturbed: int
 
     def as_json(self) -> dict[str, Any]:
+        """As a dict."""
         return asdict(self)
 
 
@@ -70,13 +78,19 @@ def summarise(samples: Sequence[float], calls: int, dropped: int = 0, disturbed:
     return Summary(median(samples), min(samples), q1, q3, len(samples), calls, dropped, disturbed)
 
 
-def interleave(loops: Mapping[str, Loop], settings: Settings, progress: Progress | None = None) -> dict[str, Summary]:
+def interleave(
+    loops: Mapping[str, Loop], settings: Settings, progress: Progress | None = None, settle: float = 0.0
+) -> dict[str, Summary]:
     """Time every loop in every round, a batch of calls each, starting with another one in each round.
+
+    ``settle``: seconds before each turn, in which other threads of the engine before may fall asleep.
 
     A batch during which the system gave the core to somebody else is timed anew, RETAKES times at most if it is short.
     A round with a batch that never ran undisturbed is left out for all loops alike, as long as half of the rounds
     remain.
     """
+    if not loops:
+        return {}
     calls = {name: calibrated(loop, settings.batch) for name, loop in loops.items()}
     warm = {name: _warming(loops[name], calls[name], settings.batch) for name in loops}
     names = list(loops)
@@ -92,7 +106,10 @@ def interleave(loops: Mapping[str, Loop], settings: Settings, progress: Progress
                 progress(min(spent / settings.budget, len(rounds) / settings.least_rounds, 1.0))
             first = len(rounds) % len(names)
             order = (*names[first:], *names[:first])
-            taken = {name: _undisturbed(loops[name], calls[name], warm[name]) for name in order}
+            taken = {}
+            for name in order:
+                sleep(settle)
+                taken[name] = _undisturbed(loops[name], calls[name], warm[name])
             rounds.append({name: seconds for name, (seconds, _) in taken.items()})
             disturbed.append(any(broken for _, broken in taken.values()))
     calm = [seconds for seconds, broken in zip(rounds, disturbed, strict=True) if not broken]
@@ -156,15 +173,22 @@ class Tail:
     p99: float
     p999: float | None
     worst: float
+    mean: float
     calls: int
     clock: float
 
     def as_json(self) -> dict[str, Any]:
+        """As a dict."""
         return asdict(self)
 
 
-def tails(loops: Mapping[str, Loop], settings: Settings) -> dict[str, Tail]:
-    """Clock calls one by one; engines take turns every few milliseconds. Nothing is left out: the tail is the point."""
+def tails(loops: Mapping[str, Loop], settings: Settings, turn: float = CHUNK, settle: float = 0.0) -> dict[str, Tail]:
+    """Clock calls one by one; engines take turns. Nothing is left out: the tail is the point.
+
+    ``turn``: seconds of one; ``settle``: seconds before each, as in interleave().
+    """
+    if not loops:
+        return {}
     samples: dict[str, list[int]] = {name: [] for name in loops}
     spent = dict.fromkeys(loops, 0.0)
     idle: list[int] = []
@@ -173,8 +197,9 @@ def tails(loops: Mapping[str, Loop], settings: Settings) -> dict[str, Tail]:
         while open_loops:
             idle += _clocked(_Idle().loop, 200, CHUNK)
             for name, loop in list(open_loops.items()):
+                sleep(settle)
                 begin = perf_counter()
-                samples[name] += _clocked(loop, settings.tail - len(samples[name]), CHUNK)
+                samples[name] += _clocked(loop, settings.tail - len(samples[name]), turn)
                 spent[name] += perf_counter() - begin
                 if len(samples[name]) >= settings.tail or spent[name] > settings.tail_budget:
                     del open_loops[name]
@@ -182,12 +207,62 @@ def tails(loops: Mapping[str, Loop], settings: Settings) -> dict[str, Tail]:
     return {name: tail_of(np.array(values), clock) for name, values in samples.items()}
 
 
+@dataclass(frozen=True)
+class Paced:
+    """Single calls that come at fixed times, in seconds; ``processor``: time on all cores for a call and its wait."""
+
+    p50: float
+    p99: float
+    mean: float
+    processor: float
+    calls: int
+
+    def as_json(self) -> dict[str, Any]:
+        """As a dict."""
+        return asdict(self)
+
+
+def paced(loops: Mapping[str, Loop], period: float, calls: int, turn: int, settle: float) -> dict[str, Paced]:
+    """Make each call at its time; engines take turns of ``turn`` calls, shorter where they cannot keep up at all."""
+    samples: dict[str, list[int]] = {name: [] for name in loops}
+    spent = dict.fromkeys(loops, 0.0)
+    with quiet():
+        for _ in range(-(-calls // turn)):
+            for name, loop in loops.items():
+                sleep(settle)
+                before = process_time()
+                samples[name] += _at_their_times(loop, period, turn)
+                spent[name] += process_time() - before
+    return {name: _paced_of(np.array(values) * 1e-9, spent[name]) for name, values in samples.items()}
+
+
+def _paced_of(seconds: np.ndarray, processor: float) -> Paced:
+    p50, p99 = (float(q) for q in np.quantile(seconds, [0.5, 0.99]))
+    return Paced(p50, p99, float(seconds.mean()), processor / len(seconds), len(seconds))
+
+
+def _at_their_times(loop: Loop, period: float, calls: int) -> list[int]:
+    samples = []
+    due = perf_counter()
+    last = due + LATE * calls * period
+    for _ in range(calls):
+        if perf_counter() > last:
+            break
+        due += period
+        sleep(max(0.0, due - perf_counter()))
+        begin = perf_counter_ns()
+        loop(1)
+        samples.append(perf_counter_ns() - begin)
+    return samples
+
+
 def tail_of(nanoseconds: np.ndarray, clock: float) -> Tail:
     """Quantiles, less the clock's own cost."""
     seconds = np.maximum(nanoseconds - clock, 0) * 1e-9
     p50, p99, p999 = np.quantile(seconds, [0.5, 0.99, 0.999])
     rare = float(p999) if len(seconds) >= 5_000 else None
-    return Tail(float(p50), float(p99), rare, float(seconds.max()), len(seconds), clock * 1e-9)
+    worst, mean = float(seconds.max()), float(seconds.mean())
+    return Tail(float(p50), float(p99), rare, worst, mean, len(seconds), clock * 1e-9)
 
 
 def _clocked(loop: Loop, most: int, seconds: float) -> list[int]:

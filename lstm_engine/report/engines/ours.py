@@ -1,0 +1,131 @@
+"""This engine: a stream's step, into an array of the caller's or a fresh one; a model's run."""
+
+from __future__ import annotations
+
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+
+from ...errors import LstmEngineError
+from ...model import Model, load
+from ...stream import Stream
+from . import Arrays, Fed, Fixed, Job, NotServedError, Run
+
+#: What load() calls the file's own precision.
+_OWN = ("float32", "float64")
+
+
+def prepare(name: str, job: Job) -> Run:
+    """The job on this engine. Raises NotServedError."""
+    fresh = name == "lstm_engine_fresh"
+    if fresh and not (job.steps and job.threads == 1):
+        raise NotServedError("fresh results are shown for steps on one thread")
+    try:
+        model = load(
+            job.path,
+            precision=None if job.precision in _OWN else job.precision,
+            threads=job.threads,
+            constants=dict(job.constants) or None,
+            **job.loading,
+        )
+        if not job.steps:
+            return Call(model, job)
+        stream = model.stream(batch=job.batch)
+        if job.greedy:
+            return (FreshTokens if fresh else Tokens)(stream, job)
+        return (Fresh if fresh or len(stream.outputs) > 1 else Step)(stream, job)
+    except LstmEngineError as fault:
+        raise NotServedError(" ".join(str(fault).split())) from fault
+
+
+class Call(Fixed):
+    """model.run(feeds)."""
+
+    def __init__(self, model: Model, job: Job) -> None:
+        self.model = model
+        self.feeds = {name: array for name, array in job.feeds.items() if name not in job.constants}
+        self.wanted = job.outputs
+        self.results: dict[str, np.ndarray] = {}
+        self.loop(1)
+
+    def loop(self, n: int) -> None:
+        run, feeds, wanted = self.model.run, self.feeds, self.wanted
+        results = self.results
+        for _ in repeat(None, n):
+            results = run(feeds, wanted)
+        self.results = results
+
+    def read(self) -> dict[str, np.ndarray]:
+        return dict(self.results)
+
+
+class Step(Fed):
+    """stream.step(x, out=y)."""
+
+    def __init__(self, stream: Stream, job: Job) -> None:
+        self.stream = stream
+        self.data = job.data
+        views = {spec.name: _as_step(self.data[spec.name], spec.shape) for spec in stream.inputs}
+        self.x: Any = next(iter(views.values())) if len(views) == 1 else views
+        self.y: Any = stream.step(self.x)
+        stream.reset()
+
+    def reset(self) -> None:
+        self.stream.reset()
+
+    def loop(self, n: int) -> None:
+        step, x, y = self.stream.step, self.x, self.y
+        for _ in repeat(None, n):
+            step(x, out=y)
+
+    def read(self) -> dict[str, np.ndarray]:
+        results = self.y if isinstance(self.y, dict) else {self.stream.outputs[0].name: self.y}
+        return {name: np.array(array) for name, array in results.items()}
+
+
+class Fresh(Step):
+    """y = stream.step(x)."""
+
+    def loop(self, n: int) -> None:
+        step, x, y = self.stream.step, self.x, self.y
+        for _ in repeat(None, n):
+            y = step(x)
+        self.y = y
+
+
+class Tokens(Step):
+    """token = argmax of stream.step(token, out=logits)."""
+
+    def __init__(self, stream: Stream, job: Job) -> None:
+        super().__init__(stream, job)
+        self.y = np.array(stream.step(0))  # an id without its batch axis gives a result without it
+        stream.reset()
+        self.token = 0
+
+    def write(self, feeds: Arrays) -> None:
+        self.token = next(int(feeds[name].item()) for name in self.data)
+
+    def loop(self, n: int) -> None:
+        step, token, logits = self.stream.step, self.token, self.y
+        for _ in repeat(None, n):
+            token = int(step(token, out=logits).argmax())
+        self.token = token
+
+
+class FreshTokens(Tokens):
+    """token = argmax of stream.step(token)."""
+
+    def loop(self, n: int) -> None:
+        step, token, logits = self.stream.step, self.token, self.y
+        for _ in repeat(None, n):
+            logits = step(token)
+            token = int(logits.argmax())
+        self.token, self.y = token, logits
+
+
+def _as_step(array: np.ndarray, shape: Any) -> np.ndarray:
+    """The array of a call as a step takes it, in the same memory: without the time axis, which has one place."""
+    if shape is None or len(shape) == array.ndim:
+        return array
+    return array.reshape([-1 if size is None else size for size in shape])
