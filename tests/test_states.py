@@ -747,6 +747,53 @@ def test_a_batch_of_one_is_not_taken_for_a_sequence_of_one() -> None:
     assert stream.feed(drawn(5, 1, H)).shape == (5, 1, H)
 
 
+REPEATING: dict[str, tuple[int, Callable[[Net, tuple[str, str, str]], str], str]] = {
+    "two constant steps": (2, lambda net, made: net.do("Div", made[0], net.weights(2, 1, 1, H)), "Div"),
+    "twenty constant steps": (20, lambda net, made: net.do("Max", net.weights(20, 1, 1, 1), made[0]), "Max"),
+    "steps that are a layer's two states": (
+        2,
+        lambda net, made: net.do("Sub", made[0], net.unsqueeze(net.do("Concat", *made[1:], axis=0), 2)),
+        "Sub",
+    ),
+    "steps that are units": (
+        H,
+        lambda net, made: net.do("Add", made[0], net.unsqueeze(net.do("Transpose", made[1], perm=[2, 1, 0]), 1)),
+        "Add",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REPEATING)
+def test_one_step_that_is_repeated_beside_several_is_refused(case: str) -> None:
+    """A file that takes one step or ``steps``, and no other number: on the way to the last it would be none."""
+    steps, act, op = REPEATING[case]
+    net = Net()
+    net.do("Tanh", act(net, net.lstm(net.input("x", "T", "B", I), "", "")), to="y")
+    net.output("y", None, None, None, None)
+    model = le.load(net.model())
+    for fitting in (1, steps):
+        assert model.run(drawn(fitting, 1, I))["y"].shape[0] == steps
+    with pytest.raises(le.LstmEngineError, match=op):
+        model.run(drawn(steps + 1, 1, I))
+    for batch in (1, 2, steps):
+        with pytest.raises(le.StreamingError, match=op):
+            model.stream(batch)
+
+
+def test_a_sequence_that_weights_hold_to_one_step_is_streamed() -> None:
+    """However the file declares it: the next step is the next call's."""
+    net = Net()
+    y, _, _ = net.lstm(net.input("x", "T", 1, I), "", "")
+    row = net.do("Reshape", y, net.constant([1, H]))
+    net.do("MatMul", row, net.weights(H, 2), to="y")
+    net.output("y", None, 2)
+    stream, twin = (le.load(net.model()).stream() for _ in range(2))
+    chunk = drawn(5, 1, 1, I)
+    whole = stream.feed(chunk)
+    assert np.array_equal(np.concatenate([twin.step(x) for x in chunk]), whole.reshape(5, 2))
+    assert not np.allclose(whole[-1], le.load(net.model()).run(chunk[-1])["y"])
+
+
 def test_a_layer_norm_over_time_is_refused() -> None:
     net = Net()
     turned = net.do("Transpose", net.input("x", "B", 6, H), perm=[0, 2, 1])

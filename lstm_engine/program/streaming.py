@@ -44,6 +44,7 @@ MOST_SIZES: Final = 8  # sizes of frames that programs are kept for
 #: Sizes to try for an open dimension that primes do not fit: frames of audio, mostly.
 FRAMES: Final = (512, 1024, 256, 4096, 64, 16384)
 MOST_TRIES: Final = 64
+FEW_STEPS: Final = range(2, 9)  # tried for a sequence, whatever sizes the network has
 
 Axis: TypeAlias = tuple[str, int]  # an input and one of its axes
 
@@ -63,7 +64,7 @@ def probe(graph: Graph, batch: int) -> Probe:
 
     Weights or stored states may fix a dimension that the file declares open (a batch of 1, most often), and some
     networks take no short frames: where distinct primes do not fit, open dimensions are given the batch that is asked
-    for, or the size of a frame.
+    for, or the size of a frame. A sequence that may as well have more steps than one is given some.
 
     Raises ModelFormatError as specialise() does, for the first attempt; UnsupportedModelError.
     """
@@ -76,14 +77,32 @@ def probe(graph: Graph, batch: int) -> Probe:
         found = found or next(iter(bound), None)  # a batch of 1 could be a sequence of one step as well
         found = found or next(_fitting(graph, islice(_other_sizes(graph, shapes, batch), MOST_TRIES)), None)
         if found is not None:
-            return found
+            return next(_of_several_steps(graph, found), found)
         raise
+
+
+def _of_several_steps(graph: Graph, single: Probe) -> Iterator[Probe]:
+    """The network with a longer sequence, where an axis bound to a batch of one is one that its layers run along.
+
+    Beside a tensor of several steps a single step is repeated: a network that takes one step and as many as that
+    tensor has, but no other number, would on the way to the last of them be another network at each.
+    """
+    sizes = {size for shape in single.known.shapes.values() for size in shape if size > 1}.union(FEW_STEPS)
+    for axes in _open_axes(graph).values():
+        if not single.batch.issuperset(axes) or any(single.shapes[name][index] != 1 for name, index in axes):
+            continue
+        tries = islice(sorted(sizes), MOST_TRIES)
+        longer = ((_resized(single.shapes, dict.fromkeys(axes, size)), single.batch.difference(axes)) for size in tries)
+        for other in _fitting(graph, longer):
+            roles = assign_roles(other.graph, other.known)
+            if roles.time and any(roles.axes[name][index] == roles.time for name, index in axes):
+                yield other
 
 
 def _fitting(graph: Graph, tries: Iterable[tuple[Shapes, frozenset[Axis]]]) -> Iterator[Probe]:
     """Those of the shapes that the network takes."""
     for tried, bound in tries:
-        with suppress(ModelFormatError):
+        with suppress(ModelFormatError, UnsupportedModelError):  # a size may be beyond the budget
             yield _probed(graph, tried, bound)
 
 
@@ -338,8 +357,11 @@ class _Streaming:
         check_no_return(self.graph, self.known, self.roles)
         plan = Plan(True, True, block_steps(self.batch, True))
         if any(axis is not None for axis in time_axes.values()) and self._open():
-            self._check_branches()
-            program = independent_of_steps(inner, shapes, time_axes, self.store, self.means, plan, kept, self.shown)
+            try:
+                self._check_branches()
+                program = independent_of_steps(inner, shapes, time_axes, self.store, self.means, plan, kept, self.shown)
+            except ModelFormatError as fault:
+                raise StreamingError(f"{self.graph.origin} does not take every number of steps: {fault}") from fault
             if program is None:
                 raise StreamingError(f"{self.graph.origin}: what it computes depends on the number of steps")
         else:
