@@ -37,7 +37,8 @@ SETTLED: Final = 1e12
 
 #: What may become of a model.
 KINDS: Final = (
-    "right", "refused", "overflows", "streamed", "needs the whole sequence", "a constant fixes the number of steps"
+    "right", "refused", "overflows", "streamed", "needs the whole sequence", "a constant fixes the number of steps",
+    "its layers run along another axis",
 )  # fmt: skip
 
 
@@ -173,6 +174,8 @@ def streamed(seed: int) -> list[str]:
     near = list(prefix_results(model, x.shape[time], np.float32))
     if not prefixes:
         return ["a constant fixes the number of steps"]
+    if not layers_run_along(model):
+        return ["its layers run along another axis"]
     growing = {name: grown_axis([each[name].shape for each in prefixes]) for name in prefixes[0]}
     steps = [by_name(stream, stream.step(step)) for step in np.moveaxis(x, time, 0)]
     for expected, rounded, got in zip(prefixes, near, steps, strict=True):
@@ -182,6 +185,17 @@ def streamed(seed: int) -> list[str]:
         chunks = [by_name(stream, stream.feed(part)) for part in np.split(x, cuts, time)]
         same_bits(steps, chunks, {n: time if axis is None else axis for n, axis in growing.items()})
     return ["streamed"]
+
+
+def layers_run_along(model: RandomModel) -> bool:
+    """Whether the steps of the fed sequence are steps of some layer (and not its rows, say)."""
+    graph = modernise(read_onnx(model.content))
+    layers = [node for node in graph.nodes if node.op in ("LSTM", "GRU", "RNN")]
+    x, time = model.feeds[model.data], model.time_axis
+    parts = [{**model.feeds, model.data: np.take(x, range(steps), time)} for steps in (1, x.shape[time])]
+    read = [feeds | reference.run(graph, feeds, outputs=[node.input(0) for node in layers]) for feeds in parts]
+    axes = [(node.input(0), int(node.attributes.get("layout", 0))) for node in layers]
+    return any(read[0][name].shape[axis] != read[1][name].shape[axis] for name, axis in axes)
 
 
 def runs_along(stream: le.Stream) -> int | None:

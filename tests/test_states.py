@@ -769,7 +769,7 @@ def test_one_step_that_is_repeated_beside_several_is_refused(case: str) -> None:
     steps, act, op = REPEATING[case]
     net = Net()
     net.do("Tanh", act(net, net.lstm(net.input("x", "T", "B", I), "", "")), to="y")
-    net.output("y", None, None, None, None)
+    net.outputs.append(("y", F32, None))
     model = le.load(net.model())
     for fitting in (1, steps):
         assert model.run(drawn(fitting, 1, I))["y"].shape[0] == steps
@@ -778,6 +778,19 @@ def test_one_step_that_is_repeated_beside_several_is_refused(case: str) -> None:
     for batch in (1, 2, steps):
         with pytest.raises(le.StreamingError, match=op):
             model.stream(batch)
+
+
+def test_a_step_repeated_before_the_layer_is_refused() -> None:
+    """Though behind it its steps and rows are one axis, which no step is a part of."""
+    net = Net()
+    y, _, _ = net.lstm(net.do("Expand", net.input("x", "T", 1, I), net.constant([2, 3, I])), "", "")
+    net.do("Reshape", y, net.constant([6, H]), to="y")
+    net.output("y", 6, H)
+    model = le.load(net.model())
+    for fitting in (1, 2):
+        assert model.run(drawn(fitting, 1, I))["y"].shape == (6, H)
+    with pytest.raises(le.StreamingError, match=r"x: float32\[T, 1, 3\]"):
+        model.stream()
 
 
 def test_a_sequence_that_weights_hold_to_one_step_is_streamed() -> None:
@@ -792,6 +805,57 @@ def test_a_sequence_that_weights_hold_to_one_step_is_streamed() -> None:
     whole = stream.feed(chunk)
     assert np.array_equal(np.concatenate([twin.step(x) for x in chunk]), whole.reshape(5, 2))
     assert not np.allclose(whole[-1], le.load(net.model()).run(chunk[-1])["y"])
+
+
+#: What may become of y[T,3,H], the steps of three rows that the file declares.
+ROWS: dict[str, Callable[[Net, str], str]] = {
+    "apart": lambda net, y: net.do("Tanh", y),
+    "their mean": lambda net, y: net.do("ReduceMean", y, axes=[1], keepdims=1),
+    "weighed against each other": lambda net, y: net.do("Softmax", y, axis=1),
+    "each with constants": lambda net, y: net.do("Add", y, net.weights(3, H)),
+    "multiplied by a matrix": lambda net, y: net.do("MatMul", net.weights(2, 3), y),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+@pytest.mark.parametrize("states", [False, True])
+def test_rows_that_a_file_declares_are_a_step(case: str, states: bool) -> None:
+    """A stream of fewer would be of another network; a stream of one such call takes them as they are."""
+    net = Net()
+    x = net.input("x", "T", 3, I)
+    h, c = (net.input(name, 1, 3, H) if states else "" for name in ("h0", "c0"))
+    y, hn, cn = net.lstm(x, h, c)
+    net.do("Identity", ROWS[case](net, net.squeeze(y, 1)), to="y")
+    net.output("y", "T", None, H)
+    for source, name in zip((hn, cn), ("hn", "cn"), strict=True):
+        if states:
+            net.do("Identity", source, to=name)
+            net.output(name, 1, 3, H)
+    model = le.load(net.model())
+    chunk = drawn(5, 3, I)
+    zeros = {name: np.zeros((1, 3, H), F32) for name in ("h0", "c0") if states}
+    exact = [reference.run(model.graph, {"x": chunk[: t + 1], **zeros})["y"][-1] for t in range(5)]
+    stream, same = model.stream(), model.stream(3)
+    assert stream.inputs[0].shape == same.inputs[0].shape == (3, I)
+    steps = [stream.step(x) for x in chunk[:3]]
+    twin = model.stream()
+    twin.state = le.State.from_bytes(stream.state.to_bytes())
+    steps += [twin.step(x) for x in chunk[3:]]
+    assert np.allclose(steps, exact, atol=1e-6)
+    assert np.array_equal(same.feed(chunk), steps)
+    with pytest.raises(le.StreamingError, match="declares a batch of 3"):
+        model.stream(2)
+
+
+def test_a_batch_without_the_row_that_is_picked_is_refused() -> None:
+    net = Net()
+    _, h, _ = net.lstm(net.input("x", "T", "B", I), "", "")
+    net.do("Gather", h, net.constant(4), to="y", axis=1)
+    net.output("y", 1, H)
+    model = le.load(net.model())
+    with pytest.raises(le.StreamingError, match=r"batch 2.*Gather.*index 4"):
+        model.stream(2)
+    assert model.stream(5).step(drawn(5, I)).shape == (1, H)
 
 
 def test_a_layer_norm_over_time_is_refused() -> None:

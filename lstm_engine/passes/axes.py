@@ -427,7 +427,7 @@ def assign_roles(graph: Graph, known: Specialised) -> Roles:
     tracer.trace()
     resolve = tracer.atoms.resolve
     axes = {name: tuple(resolve(axis) for axis in each) for name, each in tracer.axes.items()}
-    runs = [*_runs(graph, axes)]
+    runs = [*running_axes(graph, axes)]
     open_ = {
         axis
         for spec in graph.inputs
@@ -448,7 +448,7 @@ def assign_roles(graph: Graph, known: Specialised) -> Roles:
     return Roles(axes, sizes, time, batch)
 
 
-def _runs(graph: Graph, axes: Mapping[str, Axes]) -> Iterator[tuple[Axis, Axis | None]]:
+def running_axes(graph: Graph, axes: Mapping[str, Axes]) -> Iterator[tuple[Axis, Axis | None]]:
     """The axes that nodes run along, and their batch axes: first the recurrent ones', those that run forward."""
     recurrent = [node for node in graph.nodes if node.op in ("LSTM", "GRU", "RNN")]
     for node in sorted(recurrent, key=lambda node: node.attributes.get("direction", "forward") != "forward"):

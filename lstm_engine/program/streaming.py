@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 from ..errors import InputError, ModelFormatError, StateError, StreamingError, UnsupportedModelError, listed
 from ..graph import Graph, TensorSpec
-from ..passes.axes import assign_roles
+from ..passes.axes import Roles, assign_roles, running_axes
 from ..passes.causality import check_no_return
 from ..passes.context import causal_forms, with_context
 from ..passes.cut import Resolved, resolved
@@ -94,8 +94,9 @@ def _of_several_steps(graph: Graph, single: Probe) -> Iterator[Probe]:
         tries = islice(sorted(sizes), MOST_TRIES)
         longer = ((_resized(single.shapes, dict.fromkeys(axes, size)), single.batch.difference(axes)) for size in tries)
         for other in _fitting(graph, longer):
-            roles = assign_roles(other.graph, other.known)
-            if roles.time and any(roles.axes[name][index] == roles.time for name, index in axes):
+            traced = assign_roles(other.graph, other.known).axes
+            along = {atom for time, _ in running_axes(other.graph, traced) for atom in time}
+            if any(not along.isdisjoint(traced[name][index]) for name, index in axes):
                 yield other
 
 
@@ -262,7 +263,7 @@ def lower_stream(
     """
     try:
         return _Streaming(graph, batch, declared, store, means).lower()
-    except ModelFormatError as fault:  # the file fits itself (load saw to that), so it is the batch that does not
+    except (InputError, ModelFormatError) as fault:  # the file fits itself (load saw to that), the batch does not
         raise StreamingError(f"{graph.origin} takes no stream of batch {batch}: {fault}") from fault
 
 
@@ -299,19 +300,23 @@ class _Streaming:
         self.time_axes = {spec.name: self.roles.axis_of(spec.name, self.roles.time) for spec in self.data}
 
     def _at_batch(self) -> tuple[frozenset[Axis], Shapes]:
-        """The inputs' batch axes, and shapes that the network takes with the batch that is asked for."""
+        """The inputs' batch axes, and shapes that the network takes with the batch that is asked for.
+
+        Rows whose number the file declares belong to each step as they are: fewer of them would be another network.
+        """
         batch = self.batch
         probed = probe(self.file, batch)
         graph = probed.graph
         roles = assign_roles(graph, probed.known)
-        if not roles.batch and batch != 1:
-            _refuse_batch(graph, probed.known, batch)
         found: set[Axis] = {
             (spec.name, index)
             for spec in graph.inputs
             for index, (axis, size) in enumerate(zip(roles.axes[spec.name], spec.shape or (), strict=False))
-            if axis and (axis == roles.batch or (set(axis) <= set(roles.batch) and not isinstance(size, int)))
+            if axis and set(axis) <= set(roles.batch)
+            if not isinstance(size, int) or (axis == roles.batch and size == batch)
         }
+        if batch != 1 and not found and not probed.batch:
+            _refuse_batch(graph, probed.known, roles, batch)
         named = {dim for spec in graph.inputs for i, dim in enumerate(spec.shape or ()) if (spec.name, i) in found}
         found |= {
             (spec.name, index)
@@ -463,13 +468,14 @@ class _Streaming:
         return bool(name) and name not in self.known.values
 
 
-def _refuse_batch(graph: Graph, known: Specialised, batch: int) -> None:
-    """Say why a file that declares a batch of 1 runs one row a stream."""
+def _refuse_batch(graph: Graph, known: Specialised, roles: Roles, batch: int) -> None:
+    """Say why a file that fixes its rows runs these in a stream, and no other number."""
+    fixed = roles.size(roles.batch)
     for node in graph.nodes:
         if node.op in RECURRENT:
             shape = list(known.shapes[node.input(0)])
             raise StreamingError(
-                f"{graph.origin} declares a batch of 1 ({node.label} reads {shape}); "
-                f"it cannot run {batch} rows in one stream: open {batch} streams"
+                f"{graph.origin} declares a batch of {fixed} ({node.label} reads {shape}); "
+                f"it cannot run {batch} rows in one stream: open streams of batch {fixed}"
             )
     raise StreamingError(f"{graph.origin} has no batch axis: open {batch} streams")
