@@ -194,6 +194,8 @@ class Model:
     def stream(self, batch: int = 1, constants: Mapping[str, Any] | None = None) -> Stream:
         """A stream of ``batch`` rows: owns state and buffers, shares the weights.
 
+        Where the file declares how many rows a call has, all of them are a step of a stream of batch 1.
+
         Raises StreamingError naming the node if the model needs the whole sequence at once.
         """
         from .stream import Stream
