@@ -166,6 +166,10 @@ class _Options:
 
     given: Mapping[str, Any]
 
+    def at(self, precision: str) -> _Options:
+        """The same options, but for the precision."""
+        return _Options({**self.given, "precision": precision})
+
     def load(self, path: Path, quick: bool = False) -> Model:
         """The model, its compiled code ready unless ``quick``."""
         from .model import load
@@ -332,13 +336,23 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3,
 ) -> None:
-    """Hold a model's results against the float64 definition, and against onnxruntime where it is installed."""
+    """Hold a model's results against the float64 definition, and against onnxruntime where it is installed.
+
+    With weights in bfloat16 or int8: against the definition of that precision, its cost beside it.
+    """
     loaded = options.load(model)
+    from .precision import ROUNDINGS
     from .report.verify import OtherEngineError, compared, definition_of, onnxruntime_of, shown, ways_of
 
     other, why_not, definition = None, "onnxruntime runs whole .onnx files only", None
+    lesser = loaded.precision in ROUNDINGS
     if model.suffix == ".onnx":
         definition = definition_of(os.fspath(model), options.given["constants"])
+    elif lesser:
+        definition = options.at("float32").load(model, quick=True).graph
+    if lesser:
+        why_not = f"it does not run weights in {loaded.precision}"
+    elif model.suffix == ".onnx":
         other, why_not = onnxruntime_of(os.fspath(model), options.given["constants"])
     with _waiting("comparing"):
         try:

@@ -127,7 +127,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "jit": {"machine"},
     "graph": {"errors"},
     "precision": {"graph"},
-    "reference": {"errors", "graph", "vocabulary"},
+    "reference": {"errors", "graph", "precision", "vocabulary"},
     "kernels": {"encoding", "jit", "machine"},
     "formats": {"errors", "graph", "precision", "vocabulary"},
     "passes": {"errors", "graph", "vocabulary", "reference"},
