@@ -653,7 +653,7 @@ def put(*path_and_value):
 
 
 LIES = [
-    (put("version", 2), "version 3"),
+    (put("version", 3), "version 3"),
     (put("version", True), "version True"),
     (put("format", "other"), "format"),
     (lambda d: d.pop("graph") and None, "lacks graph"),

@@ -24,10 +24,11 @@ from .weights import Floats, Sums
 AHEAD = 32
 
 
-def rows_in_registers(v: Lanes, vectors: int) -> int:
+def rows_in_registers(weights: Floats, vectors: int) -> int:
     """How many rows' accumulators fit, leaving a fifth of the registers for weights and operands."""
+    v = weights.v
     per_vector = max(1, v.vector_bytes // target().vector_bytes)
-    return max(1, min(6, target().registers * 4 // 5 // (vectors * per_vector)))
+    return max(1, min(weights.most_rows, target().registers * 4 // 5 // (vectors * per_vector)))
 
 
 def _sums(
@@ -95,7 +96,7 @@ def product_rows(weights: Floats, vectors: int) -> Callable[..., None]:
 
     product(w, x, x_stride, Kx, h, h_stride, Kh, z, z_stride, out, out_stride, rows)
     """
-    most = rows_in_registers(weights.v, vectors)
+    most = rows_in_registers(weights, vectors)
     one = _tile(weights, 1, vectors)
     if most == 1:
 
@@ -168,7 +169,7 @@ def gathering_rows(v: Lanes, vectors: int) -> Callable[..., None]:
 
     gather(w, x, places, offsets, K, z, out, out_stride, count)
     """
-    most = rows_in_registers(v, vectors)
+    most = rows_in_registers(Floats(v), vectors)
     full, two, one = (_gathering_tile(v, rows, vectors) for rows in (most, min(2, most), 1))
 
     @kernel

@@ -64,6 +64,8 @@ def _rows(values: list[ir.Value], vectors: int) -> Sums:
 class Floats:
     """Weights of the element type."""
 
+    most_rows = 6  # that share a pass over the weights
+
     def __init__(self, v: Lanes) -> None:
         self.v = v
 
@@ -122,6 +124,8 @@ class Floats:
 
 class Halves(Floats):
     """Weights in bfloat16."""
+
+    most_rows = 5  # words and what they are widened to take registers of their own
 
     def add(self, b: ir.IRBuilder, sums: Sums, w: ir.Value, part: Part) -> tuple[Sums, ir.Value]:
         """As Floats.add(): two neighbouring k of each weight word."""
