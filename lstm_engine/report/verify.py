@@ -36,7 +36,7 @@ Feeds = Mapping[str, np.ndarray]
 TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-6, "float64": 1e-12}
 #: How many times the error of the definition in that type is allowed: a network may amplify rounding.
 INHERENT: Final = 10
-#: Levels by which numbers may miss a tie of rounding to int8, and the part of what such near-ties can do that is allowed.
+#: Fractions of a level this near a tie may be rounded either way; how many times what they then do is allowed.
 NEAR_TIE: Final = 2.0**-13
 FROM_TIES: Final = 2
 #: Largest difference to onnxruntime, whose gate activations are approximations, as a part of the range.
@@ -139,8 +139,10 @@ def compared(
 
 @dataclass(frozen=True)
 class _Bounds:
-    """What the definition gives: ``exact`` in float64, ``near`` in the type the model computes in, ``tied`` with all that
-    is almost a tie rounded up, then down; ``own``: with the file's own weights, where the model's are less precise.
+    """What the definition gives: ``exact`` in float64, ``near`` in the type the model computes in.
+
+    ``tied``: with all that is almost a tie rounded up, then down. ``own``: with the file's own weights, where the
+    model's are less precise.
     """
 
     element: str
