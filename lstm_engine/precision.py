@@ -97,15 +97,17 @@ def int8_levels(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """int8 levels and float32 scales (without ``axis``): values ≈ levels·scales, the largest at ±127.
 
     A scale has 16 bits of mantissa, so that a level times a scale is exact in float32, and rounding what was rounded
-    before changes nothing. Weights that are not finite make their scale NaN.
+    before changes nothing. Weights that are not finite make their scale NaN; those whose scale would be denormal, and
+    count as zero in the kernels, make it zero.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         exact = np.abs(values).max(axis=axis).astype(np.float32) / np.float32(LEVELS)
-    bits = exact.view(np.uint32)
-    scales = np.where(np.isfinite(exact), (bits + np.uint32(0x7F)) & np.uint32(0xFFFFFF00), np.uint32(0x7FC00000))
-    scales = np.ascontiguousarray(scales).view(np.float32)
-    safe = np.where(np.isfinite(scales) & (scales > 0), scales, np.float32(np.inf))
-    levels = np.nan_to_num(np.rint(values / np.expand_dims(safe, axis)), nan=0.0, posinf=0.0, neginf=0.0)
+        exact = np.where(exact < np.finfo(np.float32).tiny, np.float32(0), exact)
+        bits = np.ascontiguousarray(exact).view(np.uint32)
+        scales = np.where(np.isfinite(exact), (bits + np.uint32(0x7F)) & np.uint32(0xFFFFFF00), np.uint32(0x7FC00000))
+        scales = scales.view(np.float32)
+        safe = np.where(np.isfinite(scales) & (scales > 0), scales, np.float32(np.inf))
+        levels = np.nan_to_num(np.rint(values / np.expand_dims(safe, axis)), nan=0.0, posinf=0.0, neginf=0.0)
     return np.clip(levels, -LEVELS, LEVELS).astype(np.int8), scales
 
 

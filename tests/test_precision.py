@@ -185,7 +185,7 @@ def test_dense_layers(how: str, attributes: dict[str, Any], depth: int, outputs:
     node = helper.make_node("Gemm", ["x", "W", "b"], ["y"], **attributes)
     specs = [("x", np.float32, ["n", depth])], [("y", np.float32, None)]
     model = le.load(builders.make_model([node], *specs, arrays).SerializeToString(), precision=how)
-    definition = reference.at_precision(model.graph, how, {model.graph.nodes[0].label})
+    definition = reference.at_precision(model.graph, how)
     for rows in (1, 2, 5, 7, 200):
         x = rows_of_all_kinds(draw, (rows, depth))
         got, expected = model.run({"x": x})["y"], reference.run(definition, {"x": x})["y"]
@@ -328,12 +328,9 @@ def layout_first(case: LayerCase, state: np.ndarray) -> np.ndarray:
 
 def each_step(case: LayerCase, model: le.Model, feeds: Feeds, Y: np.ndarray, lean: float) -> dict[str, np.ndarray]:
     """What the definition makes of each step, begun in the h that the engine had."""
-    (label,) = (node.label for node in model.graph.nodes if node.op == case.op)
-    graph = reference.at_precision(model.graph, "int8", {label}, lean)
+    graph = reference.at_precision(model.graph, "int8", lean=lean)
     (node,) = (node for node in graph.nodes if node.op == case.op)
-    given = [graph.constants.get(name) if name else None for name in node.inputs]
-    W, R, B, *_ = [*given, None]
-    P = given[7] if len(given) > 7 else None
+    W, R, B, P = (graph.constants.get(node.input(index)) for index in (1, 2, 3, 7))
     assert isinstance(W, Int8Weights)
     X = (feeds["X"].swapaxes(0, 1) if case.layout else feeds["X"]).astype(np.float64)
     steps, rows = X.shape[:2]
@@ -394,8 +391,7 @@ def projected(directions: int = 1) -> bytes:
 def test_projections(how: str, directions: int) -> None:
     model = le.load(projected(directions), precision=how)
     assert_compared(model, None)
-    (node,) = (node for node in model.graph.nodes if node.op == "LSTM")
-    graph = reference.at_precision(model.graph, how, {node.label})
+    graph = reference.at_precision(model.graph, how)
     (node,) = (node for node in graph.nodes if node.op == "LSTM")
     if how == "int8":
         assert not graph.constants[node.input(2)].least.any()
@@ -426,9 +422,8 @@ def test_a_branch_that_is_taken_has_such_weights_too(how: str) -> None:
     for flag in (True, False):
         feeds = {"X": np.random.default_rng(0).normal(size=(1, 2, 3)).astype(np.float32), "flag": np.array(flag)}
         got = model.run(feeds)["Y"]
-        products = {p.node for program in model.ways()[0] for p in program.listing if p.opcode == Opcode.LSTM}
-        assert products
-        defined = reference.run(reference.at_precision(model.graph, how, products), feeds)["Y"]
+        assert Opcode.LSTM in {part.opcode for program in model.ways()[0] for part in program.listing}
+        defined = reference.run(reference.at_precision(model.graph, how), feeds)["Y"]
         plain = reference.run(model.graph, feeds)["Y"]
         np.testing.assert_allclose(got, defined, rtol=0, atol=2e-6)
         assert np.abs(defined - plain).max() > 1e-5

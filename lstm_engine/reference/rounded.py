@@ -85,28 +85,28 @@ class Int8Weights(np.ndarray):
             return product.astype(x.dtype)
 
 
-def at_precision(graph: Graph, precision: str, nodes: Container[str], lean: float = 0.0) -> Graph:
-    """The graph in which the products of some nodes (labels, those within bodies too) have weights in ``precision``.
+def at_precision(graph: Graph, precision: str, apart: Container[str] = (), lean: float = 0.0) -> Graph:
+    """The graph in which the products of its nodes, and of those in branches, have their weights in ``precision``.
 
-    ``lean``: see int8_rows().
+    ``apart``: labels of nodes whose weights stay as they are. ``lean``: see int8_rows().
     """
-    return _at_precision(graph, precision, nodes, lean, {})
+    return _at_precision(graph, precision, apart, lean, {})
 
 
 def _at_precision(
-    graph: Graph, precision: str, chosen: Container[str], lean: float, outer: Mapping[str, np.ndarray]
+    graph: Graph, precision: str, apart: Container[str], lean: float, outer: Mapping[str, np.ndarray]
 ) -> Graph:
     constants = dict(graph.constants)
     known = {**outer, **constants}
     nodes = []
     for node in graph.nodes:
-        bodies = {
-            name: _at_precision(body, precision, chosen, lean, known)
+        branches = {
+            name: _at_precision(body, precision, apart, lean, known)
             for name, body in node.attributes.items()
-            if isinstance(body, Graph)
+            if node.op == "If" and isinstance(body, Graph)
         }
-        node = replace(node, attributes={**node.attributes, **bodies})
-        nodes.append(_held(node, precision, lean, known, constants) if node.label in chosen else node)
+        node = replace(node, attributes={**node.attributes, **branches})
+        nodes.append(node if node.label in apart else _held(node, precision, lean, known, constants))
     return replace(graph, nodes=tuple(nodes), constants=constants)
 
 
@@ -115,8 +115,11 @@ def _held(
 ) -> Node:
     """The node with weights of its own, at a precision; a factor alpha is part of them."""
     inputs, attributes = list(node.inputs), dict(node.attributes)
+    places = [index for index, _ in summed_axes(node, known)]
+    if not places:
+        return node
     factor = np.float32(attributes.pop("alpha", 1.0)) if node.op == "Gemm" else np.float32(1.0)
-    for index, _ in summed_axes(node, known):
+    for index in places:
         values = known[inputs[index]] * factor
         inputs[index] = f"{inputs[index]} of {node.label}, {precision}"
         least = _least(node) if index == 2 else 0.0

@@ -49,8 +49,6 @@ _NUMBERS: Final[Mapping[str, str]] = {
     f"tensor({name})": dtype
     for name, dtype in (("float", "float32"), ("double", "float64"), ("int64", "int64"), ("int32", "int32"))
 }
-#: Instructions whose weights are in the model's precision.
-_PRODUCTS: Final = frozenset({Opcode.LSTM, Opcode.CELL, Opcode.RECURRENT, Opcode.DENSE})
 #: Instructions that compute nothing.
 _MOVING: Final = frozenset({Opcode.HALT, Opcode.COPY, Opcode.LOAD, Opcode.STORE})
 
@@ -157,19 +155,13 @@ class _Bounds:
         element, precision = model.element, model.precision
         if precision not in ROUNDINGS:
             return _Bounds(element, reference.run(graph, feeds), reference.run(graph, feeds, dtype=element))
-        products = _products(model)
+        hosts = {label for label, _ in ways_of(model).hosts}
         one, up, down = (
-            reference.at_precision(model.graph, precision, products, lean) for lean in (0.0, NEAR_TIE, -NEAR_TIE)
+            reference.at_precision(model.graph, precision, hosts, lean) for lean in (0.0, NEAR_TIE, -NEAR_TIE)
         )
         exact, near = reference.run(one, feeds), reference.run(one, feeds, dtype=element)
         tied = [reference.run(way, feeds) for way in (up, down)] if precision == "int8" else []
         return _Bounds(element, exact, near, tied, reference.run(graph, feeds))
-
-
-def _products(model: Model) -> set[str]:
-    """Nodes whose products the runs so far made with weights in the model's precision."""
-    programs, _ = model.ways()
-    return {part.node for program in programs for part in program.listing if part.opcode in _PRODUCTS}
 
 
 def definition_of(path: str, constants: Mapping[str, Any] | None) -> Graph:
