@@ -101,7 +101,7 @@ def int8_levels(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     count as zero in the kernels, make it zero.
     """
     with np.errstate(all="ignore"):
-        exact = np.abs(values).max(axis=axis).astype(np.float32) / np.float32(LEVELS)
+        exact = np.abs(values).max(axis=axis, initial=0.0).astype(np.float32) / np.float32(LEVELS)
         exact = np.where(exact < np.finfo(np.float32).tiny, np.float32(0), exact)
         bits = np.ascontiguousarray(exact).view(np.uint32)
         scales = np.where(np.isfinite(exact), (bits + np.uint32(0x7F)) & np.uint32(0xFFFFFF00), np.uint32(0x7FC00000))

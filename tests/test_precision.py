@@ -459,3 +459,301 @@ def first_weights(model: le.Model) -> np.ndarray:
     """Of the first recurrent layer."""
     node = next(node for node in model.graph.nodes if node.op in ("LSTM", "GRU", "RNN"))
     return model.graph.constants[node.input(1)]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", LESSER)
+@pytest.mark.parametrize(
+    "case",
+    [
+        NetCase(head="dense_log_softmax", vocabulary=50, hidden=(64, 33), outputs=50, states="inputs"),
+        NetCase(head="last_y_h", hidden=(48,), bidirectional=True),
+        LayerCase(op="GRU", H=48, I=17),
+        LayerCase(op="RNN", H=48, I=17),
+    ],
+    ids=str,
+)
+def test_a_saved_model_is_the_same_and_smaller(case: Case, how: str, tmp_path: Path) -> None:
+    full, model = model_of(case), model_of(replace(case, precision=how))
+    full.save(tmp_path / "full.npz")
+    model.save(tmp_path / "less.npz")
+    again = le.load(tmp_path / "less.npz")
+    assert (again.precision, again.fingerprint) == (how, model.fingerprint)
+    assert dict(again.metadata) == dict(model.metadata)
+    feeds, other = case.feeds(), again.run(case.feeds())
+    for name, expected in model.run(feeds).items():
+        assert_same_bits(other[name], expected, name)
+    again.save(tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "less.npz").read_bytes()
+    sizes = [(tmp_path / f"{name}.npz").stat().st_size for name in ("full", "less")]
+    saved = {"bfloat16": 2, "int8": 3}[how] * weight_count(model)  # bytes; scales and descriptions take a few
+    assert sizes[0] - sizes[1] > 0.85 * saved - 2000
+
+
+def weight_count(model: le.Model) -> int:
+    return sum(model.graph.constants[name].size for name in precision.weight_axes(model.graph))
+
+
+@pytest.mark.parametrize("how", LESSER)
+def test_a_saved_model_at_another_precision(how: str, tmp_path: Path) -> None:
+    case = LayerCase(H=17, I=5, precision=how)
+    model_of(case).save(tmp_path / "less.npz")
+    plain = le.load(tmp_path / "less.npz", precision="float32")
+    assert plain.precision == "float32"
+    assert precision.HELD_IN not in plain.metadata
+    expected = Model(replace(model_of(case).graph, metadata={}), "float32").run(case.feeds())
+    for name, got in plain.run(case.feeds()).items():
+        assert_same_bits(got, expected[name], name)
+    plain.save(tmp_path / "plain.npz")
+    assert le.load(tmp_path / "plain.npz").precision == "float32"
+    again = le.load(tmp_path / "plain.npz", precision=how)  # rounding what was rounded
+    assert again.fingerprint == model_of(case).fingerprint
+
+
+@pytest.mark.parametrize("how", LESSER)
+def test_weights_that_the_form_cannot_hold_are_kept_whole(how: str, tmp_path: Path) -> None:
+    """NaN among them, for one: there is no level for it."""
+    case = LayerCase(H=4, I=3)
+    arrays = case.weights()
+    arrays["W"][0, 0, 0] = np.nan
+    node = helper.make_node("LSTM", ["X", "W", "R", "B"], ["Y"], hidden_size=4)
+    specs = [("X", np.float32, ["time", "batch", 3])], [("Y", np.float32, None)]
+    model = le.load(builders.make_model([node], *specs, arrays).SerializeToString(), precision=how)
+    model.save(tmp_path / "m.npz")
+    got, expected = (m.run(case.feeds()["X"])["Y"] for m in (le.load(tmp_path / "m.npz"), model))
+    assert np.isnan(expected).any()
+    np.testing.assert_array_equal(got, expected)
+
+
+def rewritten(data: bytes, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None]) -> bytes:
+    """A native file with its description and its arrays changed."""
+    with zipfile.ZipFile(io.BytesIO(data)) as old:
+        texts = {name: old.read(name) for name in old.namelist() if name.endswith(".json")}
+        arrays = {name: np.load(io.BytesIO(old.read(name))) for name in old.namelist() if name.endswith(".npy")}
+    (title,) = texts
+    description = json.loads(texts[title])
+    change(description, arrays)
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as new:
+        new.writestr(title, json.dumps(description))
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array)
+            new.writestr(name, member.getvalue())
+    return stream.getvalue()
+
+
+@cache
+def saved(how: str) -> bytes:
+    """A small file with weights in ``how``."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.npz"
+        model_of(LayerCase(H=4, I=3, precision=how)).save(path)
+        return path.read_bytes()
+
+
+def weights_of(description: dict[str, Any]) -> dict[str, Any]:
+    """How a file describes W."""
+    held = description["graph"]["constants"]["W"]
+    assert isinstance(held, dict)
+    return held
+
+
+def lie(key: str, value: Any) -> Any:
+    return lambda description, arrays: weights_of(description).__setitem__(key, value)
+
+
+def without(key: str) -> Any:
+    return lambda description, arrays: weights_of(description).pop(key)
+
+
+def remade(member: str, make: Callable[[np.ndarray], np.ndarray]) -> Any:
+    def change(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        name = f"{weights_of(description)[member]}.npy"
+        arrays[name] = make(arrays[name])
+
+    return change
+
+
+LIES: list[tuple[str, Any, str]] = [
+    ("int8", without("scales"), "lacks scales"),
+    ("int8", without("levels"), "lacks levels"),
+    ("int8", without("axis"), "lacks axis"),
+    ("int8", without("precision"), "lacks precision"),
+    ("int8", lie("precision", "int4"), r"W\.precision: int8 or bfloat16 expected"),
+    ("int8", lie("precision", ["int8"]), r"W\.precision"),
+    ("int8", lie("precision", None), r"W\.precision"),
+    ("int8", lie("precision", "bfloat16"), "lacks words"),
+    ("int8", lie("axis", 3), r"W\.axis"),
+    ("int8", lie("axis", -1), r"W\.axis"),
+    ("int8", lie("axis", True), r"W\.axis"),
+    ("int8", lie("axis", "2"), r"W\.axis"),
+    ("int8", lie("axis", 1), r"W\.scales: shape"),
+    ("int8", lie("levels", "arrays/99999"), "not in the archive"),
+    ("int8", lie("levels", 3), r"W\.levels: a text"),
+    ("int8", remade("levels", lambda x: x.astype(np.int16)), r"W\.levels: an array of int8"),
+    ("int8", remade("levels", lambda x: x.astype(np.uint8)), r"W\.levels: an array of int8"),
+    ("int8", remade("levels", lambda x: x.reshape(-1)[0]), r"W\.levels: an array of int8"),
+    ("int8", remade("scales", lambda x: x.astype(np.float64)), r"W\.scales: an array of float32"),
+    ("int8", remade("scales", lambda x: x[..., :-1]), r"W\.scales: shape"),
+    ("int8", remade("scales", lambda x: x[..., None]), r"W\.scales: shape"),
+    ("int8", remade("scales", lambda x: x.reshape(-1)[0]), r"W\.scales: shape"),
+    ("bfloat16", without("words"), "lacks words"),
+    ("bfloat16", remade("words", lambda x: x.astype(np.int16)), r"W\.words: an array of uint16"),
+    ("bfloat16", remade("words", lambda x: x.reshape(-1)[0]), r"W\.words: an array of uint16"),
+    ("bfloat16", lie("axis", 7), r"W\.axis"),
+]
+
+
+@pytest.mark.parametrize(("how", "change", "message"), LIES)
+def test_descriptions_that_lie(how: str, change: Any, message: str) -> None:
+    data = saved(how)
+    assert le.load(data).precision == how
+    with pytest.raises(le.ModelFormatError, match=message):
+        le.load(rewritten(data, change))
+
+
+def test_weights_of_no_columns_fit_no_input() -> None:
+    changed = rewritten(saved("int8"), remade("levels", lambda x: x[..., :0]))
+    with pytest.raises(le.LstmEngineError):
+        le.load(changed).run(np.ones((3, 2, 3), np.float32))
+
+
+def test_levels_and_scales_are_taken_as_they_are() -> None:
+    """Levels that no rounding would make are weights like others; the engine rounds what it packs."""
+
+    def halved(x: np.ndarray) -> np.ndarray:
+        return x // 2
+
+    for change in (
+        remade("levels", halved),
+        remade("levels", np.zeros_like),
+        remade("levels", lambda x: np.full_like(x, -128)),
+        remade("scales", lambda x: x * np.float32(1.001)),
+        remade("scales", lambda x: np.full_like(x, np.nan)),
+        remade("scales", lambda x: np.full_like(x, np.inf)),
+    ):
+        model = le.load(rewritten(saved("int8"), change))
+        got = model.run(np.ones((3, 2, 3), np.float32))["Y"]
+        again = le.load(rewritten(saved("int8"), change), precision="int8").run(np.ones((3, 2, 3), np.float32))["Y"]
+        np.testing.assert_array_equal(got, again)
+
+
+@pytest.mark.parametrize("how", LESSER)
+def test_loading_needs_no_onnx(how: str, tmp_path: Path) -> None:
+    (tmp_path / "m.npz").write_bytes(saved(how))
+    code = (
+        "import sys, numpy as np, lstm_engine as le\n"
+        f"m = le.load({str(tmp_path / 'm.npz')!r})\n"
+        f"assert m.precision == {how!r}\n"
+        "m.run(np.ones((2, 1, 3), np.float32))\n"
+        "assert 'onnx' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+# --- errors, and many at once -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", ["int4", "fp16", "", "INT8", 8, ["int8"]])
+def test_a_precision_there_is_not(asked: Any) -> None:
+    with pytest.raises(le.UnsupportedModelError, match="expected None or one of float32, bfloat16, int8"):
+        le.load(LayerCase().model(), precision=asked)
+
+
+@pytest.mark.parametrize("asked", ["float32", *LESSER])
+def test_float64_runs_in_float64(asked: str) -> None:
+    with pytest.raises(le.UnsupportedModelError, match=f"float64.*{asked}"):
+        le.load(LayerCase(dtype="float64").model(), precision=asked)
+
+
+@pytest.mark.parametrize("claim", ["float64", "int4", ""])
+def test_a_file_that_claims_another_precision_is_what_its_weights_are(claim: str) -> None:
+    model = helper_model(LayerCase(H=4, I=3).model(), claim)
+    loaded = le.load(model)
+    assert loaded.precision == "float32"
+    loaded.run(np.ones((2, 1, 3), np.float32))
+
+
+def helper_model(data: bytes, claim: str) -> bytes:
+    """The file with a precision among its metadata."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(data)
+    helper.set_model_props(model, {precision.HELD_IN: claim})
+    return model.SerializeToString()
+
+
+def test_a_state_of_another_precision_is_refused() -> None:
+    case = LayerCase(H=17, I=5)
+    models = [model_of(replace(case, precision=how)) for how in ("", *LESSER)]
+    streams = [model.stream() for model in models]
+    for stream in streams:
+        stream.step(np.ones((1, 5), np.float32))
+    for stream in streams:
+        for other in streams:
+            if stream is other:
+                continue
+            before = stream.state
+            with pytest.raises(le.StateError):
+                stream.state = other.state
+            assert stream.state == before
+
+
+def test_models_of_all_precisions_run_side_by_side() -> None:
+    """From several threads, each again and again, with the results it has alone."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    case = NetCase(head="dense_log_softmax", hidden=(33, 64), I=5)
+    models = [model_of(replace(case, precision=how)) for how in ("", *LESSER)]
+    feeds = [case.feeds(seed, steps=20) for seed in range(4)]
+    alone = {(m, s): models[m].run(feeds[s])["y"] for m in range(3) for s in range(4)}
+    jobs = [(m, s) for _ in range(10) for m in range(3) for s in range(4)]
+
+    def run(job: tuple[int, int]) -> np.ndarray:
+        return models[job[0]].run(feeds[job[1]])["y"]
+
+    with ThreadPoolExecutor(4) as pool:
+        for job, got in zip(jobs, pool.map(run, jobs), strict=True):
+            assert_same_bits(got, alone[job], str(job))
+
+
+# --- public files -----------------------------------------------------------------------------------------------------
+
+ZOO = Path(__file__).resolve().parent.parent.parent / "shared" / "zoo"
+#: How far a file's outputs may be from those in float32, in parts of their range: networks of trained scale lose about
+#: 2⁻⁹ in bfloat16 and 2⁻⁸ a product in int8, and amplify it a little.
+NEAR_FLOAT32 = {"bfloat16": 0.05, "int8": 0.25}
+
+
+def public() -> Iterator[tuple[str, str]]:
+    index = ZOO / "index.json"
+    for entry in json.loads(index.read_text()) if index.exists() else []:
+        if entry["expect"] != "refuse":
+            yield from ((entry["file"], how) for how in LESSER)
+
+
+@pytest.mark.skipif(not (ZOO / "index.json").exists(), reason="the collection of public models is not here")
+@pytest.mark.parametrize(("file", "how"), list(public()))
+def test_public_files(file: str, how: str) -> None:
+    try:
+        model = le.load(ZOO / file, precision=how)
+    except le.UnsupportedModelError as fault:
+        pytest.skip(f"refused in any precision: {str(fault)[:80]}")
+    for each in verify.compared(model, None, 0, 1):
+        assert each.holds, f"{file}: {each}"
+        assert each.random or each.cost is not None
+        assert each.random or each.cost <= NEAR_FLOAT32[how] * max(1.0, each.greatest), f"{file}: {each}"
+    assert streams(model) == streams(le.load(ZOO / file))
+
+
+def streams(model: le.Model) -> bool:
+    try:
+        model.stream()
+    except le.StreamingError:
+        return False
+    return True

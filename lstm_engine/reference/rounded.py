@@ -51,17 +51,20 @@ class Int8Weights(np.ndarray):
 
     least: Any = 0.0
     lean: float = 0.0
+    #: Levels and scales by place in memory, shared by all views; with the view, so that no other array takes the place.
+    known: dict[Any, tuple[Any, Array, Array]]
 
     @staticmethod
     def of(values: Array, least: Any = 0.0, lean: float = 0.0) -> Int8Weights:
         """``values``, not copied."""
         weights: Int8Weights = values.view(Int8Weights)
-        weights.least, weights.lean = least, lean
+        weights.least, weights.lean, weights.known = least, lean, {}
         return weights
 
     def __array_finalize__(self, source: Any) -> None:
         """Views, splits and conversions round as their source does."""
         self.least, self.lean = getattr(source, "least", 0.0), getattr(source, "lean", 0.0)
+        self.known = getattr(source, "known", {})
 
     def __getitem__(self, index: Any) -> Any:
         """A part; a direction has its own ``least``."""
@@ -79,10 +82,17 @@ class Int8Weights(np.ndarray):
 
     def _times(self, x: Array) -> Array:
         rows, scale = int8_rows(x, self.least, self.lean)
-        levels, scales = int8_levels(np.asarray(self, np.float32), axis=0)
+        levels, scales = self._levels()
         with quiet():
-            product = (rows @ levels.astype(np.float64)) * (scale.astype(np.float64) * scales)
+            product = (rows @ levels) * (scale.astype(np.float64) * scales)
             return product.astype(x.dtype)
+
+    def _levels(self) -> tuple[Array, Array]:
+        place = (self.__array_interface__["data"], self.shape, self.strides, self.dtype)
+        if place not in self.known:
+            levels, scales = int8_levels(np.asarray(self, np.float32), axis=0)
+            self.known[place] = self, levels.astype(np.float64), scales
+        return self.known[place][1:]
 
 
 def at_precision(graph: Graph, precision: str, apart: Container[str] = (), lean: float = 0.0) -> Graph:

@@ -297,9 +297,7 @@ def _steps(node: Node, graph: Graph, shapes: Mapping[str, Sequence[int]]) -> int
 # --- differences ------------------------------------------------------------------------------------------------------
 
 
-def _compared(
-    name: str, bounds: _Bounds, ours: np.ndarray, theirs: np.ndarray | None, random: bool
-) -> Comparison:
+def _compared(name: str, bounds: _Bounds, ours: np.ndarray, theirs: np.ndarray | None, random: bool) -> Comparison:
     exact = bounds.exact[name]
     finite = exact[np.isfinite(exact)].astype(np.float64)
     greatest = float(np.abs(finite).max(initial=0.0))
