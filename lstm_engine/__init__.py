@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ModelFormatError,
         StateError,
         StreamingError,
+        TargetError,
         UnsupportedModelError,
     )
     from .generation import Sampler, generate
@@ -42,6 +43,7 @@ _HOMES = {
     "StateError": "errors",
     "Stream": "stream",
     "StreamingError": "errors",
+    "TargetError": "errors",
     "TensorSpec": "graph",
     "UnsupportedModelError": "errors",
     "generate": "generation",
@@ -58,6 +60,7 @@ __all__ = [
     "StateError",
     "Stream",
     "StreamingError",
+    "TargetError",
     "TensorSpec",
     "UnsupportedModelError",
     "__version__",

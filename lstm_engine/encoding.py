@@ -171,6 +171,42 @@ class Lstm(IntEnum):
     X_ROOM = 38  # scratch: HOIST steps of rows of x in the form the products take them, or -1
     H_ROOM = 39  # as much for h
     UNIT = 40  # h is never beyond ±1 if it does not begin there
+    PARTS = 41  # shares that the units of a step are cut into, one of them the caller's own
+    JOBS = 42  # scratch of nobody else: a Share for each other part, or -1
+    STAGED = 43  # scratch of nobody else: c and h [ROWS][BLOCKS], and GATES for each other part, or -1
+    PRE_STAGED = 44  # scratch of nobody else, as PRE, or -1
+
+
+class Share(IntEnum):
+    """Words of a job for a helper: some units of one step of an LSTM layer, or of its input projections."""
+
+    CODE = 0  # 0 tells it from a context
+    KIND = 1  # 0: plain cell; 1: general cell; 2: input projections, of ROWS rows from X to OUT
+    INSTRUCTION = 2
+    CONTEXT = 3
+    ROWS = 4
+    FIRST = 5  # block of 16 units
+    LAST = 6  # the block after the last
+    FORWARD = 7
+    WEIGHTS = 8
+    WEIGHTS_STEP = 9
+    X = 10
+    X_STRIDE = 11
+    INPUTS = 12
+    H = 13
+    H_STRIDE = 14
+    RECURRENT = 15
+    Z = 16
+    Z_STRIDE = 17
+    C = 18
+    C_STRIDE = 19
+    C_NEW = 20
+    OUT = 21
+    OUT_STRIDE = 22  # and of C_NEW
+    GATES = 23
+
+
+SHARE_WORDS: Final = 24
 
 
 class Cell(IntEnum):
@@ -372,7 +408,10 @@ class Context(IntEnum):
     FAULT_LIMIT = 14
     FORMS = 15  # address of the array forms (class Form) of the first two ports
     START = 16  # steps of the caller's arrays that earlier calls have dealt with
-    PORTS = 17  # three words a port
+    HELPERS = 17  # address of the first helping thread's block (class Worker)
+    HELPER_COUNT = 18  # how many there are, one behind the other
+    BELL = 19  # address of the word that says whether one is to be woken; 0: there are none
+    PORTS = 20  # three words a port
 
 
 class Port(IntEnum):
@@ -388,6 +427,43 @@ MOST_AXES: Final = 8  # of an array that a Form describes
 # Returned by the compiled entries beside 0 and fault codes:
 NOT_FITTING: Final = -1  # the arrays need converting first
 BUSY: Final = -2  # another caller is running on this context
+RUNG: Final = -3  # done, and a helping thread would have been of use that sleeps
+
+
+class Worker(IntEnum):
+    """Words of a worker's block, each group in a cache line of its own: none waits for another's writers."""
+
+    # what callers write when they come and go
+    OWNER = 0  # address of the caller's context, 0: free; who turns it from 0 has the worker to itself
+    LAST = 1  # when the last call ended
+    BURST = 2  # when the calls began that followed one another without a pause
+    ASKER = 3  # owner of the last job offered
+    WITHDRAWN = 4  # number of the last job taken back
+    REST = 5  # how long no job is offered after the last that came late; 0: the last came in time
+    RESUME = 6  # when the next may be offered
+    WORKED = 7  # time that jobs done for callers have taken, all told
+    # the job: written by the owner, watched by the worker
+    TICKET = 16  # number of the job offered last
+    FUNCTION = 17  # address of a C function int64(int64)
+    ARGUMENT = 18
+    # which of owner and worker was first
+    BEGUN = 32  # number of the last job that was begun, or taken back before it was
+    # written by the worker, watched by the owner
+    DONE = 48  # number of the last job the worker is through with: finished, or found withdrawn
+    LASTED = 49  # how long that one took
+    # seldom written
+    AWAKE = 64  # 1 while the worker watches
+    STOP = 65  # 1: it shall leave
+    WANTED = 66  # 1: callers found it asleep and would use it; COMING: it is being woken
+    BELL = 67  # address of a word that is set together with WANTED
+    HOLD = 68  # nobody asks for it before this time
+    SPIN = 69  # how long the worker watches without work before it sleeps
+    RISE = 70  # how long a burst must last before it wakes the worker, and how long a claimed worker watches
+    GRACE = 71  # how long an owner waits for a job that has not been begun
+
+
+WORKER_WORDS: Final = 80
+COMING: Final = 2
 
 
 class Form(IntEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from .encoding import BUSY, FORM_WORDS, INSTRUCTION_BYTES, PORT_WORDS, Context, Form, port_word
+from .encoding import BUSY, FORM_WORDS, INSTRUCTION_BYTES, PORT_WORDS, RUNG, Context, Form, port_word
 from .encoding import Port as PortWord
 from .errors import InputError, LstmEngineError, StateError
 from .passes.shapes import measured
@@ -21,6 +22,7 @@ from .program.program import HostCall, HostOperand, Place, Port, Program, Rows, 
 from .reference import Work, evaluate, is_control
 from .reference.control import bodies as bodies_of
 from .reference.control import units_of
+from .workers import Workers, shared
 
 #: Programs estimated below this many seconds keep the interpreter lock: giving it up beside a busy Python thread
 #: stalls a step by milliseconds, keeping it costs others less than their own switch interval.
@@ -29,6 +31,12 @@ BYTES_PER_SECOND: Final = 60e9  # read bandwidth of a second-level cache, roughl
 OPERATIONS_PER_SECOND: Final = 40e9
 CANARY: Final = 0xA5
 IN_USE: Final = "this stream is in use by another caller; a stream serves one at a time (fork() it, or open another)"
+
+
+def _left_alone(workers: Workers, owner: int, memory: Any) -> None:
+    """Memory that a late helper may still read is freed when it is through."""
+    workers.quiesce(owner)
+    del memory
 
 
 def step_seconds(program: Program) -> float:
@@ -59,6 +67,7 @@ class Runner:
             Context.BLOCK: program.block,
             Context.STATE_BYTES: program.state_bytes,
             Context.SHADOW: program.shadow,
+            **self._helped(program),
         }
         for word, value in words.items():
             self.context[word] = value
@@ -73,6 +82,21 @@ class Runner:
         for at in program.canaries:
             self.arena[at : at + CANARY_BYTES] = CANARY
         self.reset()
+
+    def _helped(self, program: Program) -> dict[Context, int]:
+        """Words that name the threads which help with a program's steps."""
+        self._workers = shared() if program.parts > 1 else None
+        blocks = self._workers.blocks(program.parts - 1) if self._workers else ()
+        if self._workers is None or not blocks:
+            return {}
+        memory = (self.arena, self.code, self.context, program)
+        weakref.finalize(self, _left_alone, self._workers, int(self.context.ctypes.data), memory).atexit = False
+        self._helpers = len(blocks)
+        return {
+            Context.HELPERS: blocks[0],
+            Context.HELPER_COUNT: len(blocks),
+            Context.BELL: self._workers.bell_address,
+        }
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -133,6 +157,12 @@ class Runner:
         entry = self._holding if steps * self.step_seconds < TINY else self._releasing
         return int(entry(self.address))
 
+    def done(self, code: int) -> bool:
+        """Whether a call with this code was done after all; the helpers it could have used are woken then."""
+        if code == RUNG and self._workers is not None:
+            self._workers.answer()
+        return code == RUNG
+
     def run(self, steps: int, work: Work | None = None) -> None:
         """All steps of a call, through ports bound before; ``work``: what its control flow may still spend.
 
@@ -142,8 +172,10 @@ class Runner:
             self._run_stages(steps, work or self._work(steps))
         else:
             self.words[Context.TOTAL] = steps
+            if self._workers is not None and steps > 1:
+                self._workers.wake(self._helpers, steps * self.step_seconds)
             fault = self.enter(steps)
-            if fault:
+            if fault and not self.done(fault):
                 raise self.fault(fault)
         if self.program.canaries:
             self._check_canaries()
@@ -171,7 +203,7 @@ class Runner:
                     if isinstance(stage, Stretch):
                         self.context[Context.CODE] = self.code.ctypes.data + stage.first * INSTRUCTION_BYTES
                         fault = self.enter(n)
-                        if fault:
+                        if fault and not self.done(fault):
                             raise self.fault(fault)
                     else:
                         self._run_host(stage, n, work)

@@ -5,7 +5,8 @@
     ├── UnsupportedModelError   readable, but asks for what is not implemented
     ├── InputError              a feed of the wrong name, rank, size or dtype (also ValueError)
     ├── StreamingError          the model needs the whole sequence at once
-    └── StateError              a state that does not belong to this stream
+    ├── StateError              a state that does not belong to this stream
+    └── TargetError             machine code for a CPU that cannot be had      (also ValueError)
 
 A message says: subject, what was expected (in named dimensions), what was got, where it came from
 and what to do about it.
@@ -38,6 +39,10 @@ class StreamingError(LstmEngineError):
 
 class StateError(LstmEngineError):
     """A state of another model, batch or version, or a stream used by two callers at once."""
+
+
+class TargetError(LstmEngineError, ValueError):
+    """Machine code is asked for that this CPU cannot run, or for a CPU that it cannot be made for."""
 
 
 MOST_LISTED = 50

@@ -30,6 +30,7 @@ from typing import Any, Final
 import llvmlite
 import numba
 
+from .codegen import ObjectCodegen, compiling, lent
 from .machine import cache_folder, target
 
 log = logging.getLogger(__name__)
@@ -126,11 +127,12 @@ class Compiled:
     def _loaded(self, progress: Progress | None) -> Any:
         with _compiling:
             if self._result is None:
-                result = self._load_cached()
-                self.from_cache = result is not None
-                if result is None:
-                    result = self._compile(progress or _silent)
-                    _write_cache(self.path, result)
+                with compiling() as context:
+                    result = self._load_cached(context)
+                    self.from_cache = result is not None
+                    if result is None:
+                        result = self._compile(progress or _silent)
+                        _write_cache(self.path, result)
                 self._result = result
             return self._result
 
@@ -140,14 +142,32 @@ class Compiled:
         folder = cache_folder()
         return None if folder is None else folder / f"{self.name}-{digest()}.code"
 
-    def _compile(self, progress: Progress) -> Any:
+    def emitted(self, symbol: str, assembly: bool = False) -> bytes:
+        """An object file (or its assembly text) for target(), whosever CPU that is: ``int64 symbol(int64 …)``.
+
+        Kernels compiled in this process before would be linked as they are, and what LLVM cannot emit for the target
+        aborts the process: `emission.py` gives each object a process of its own.
+        """
+        machine = ObjectCodegen(target())
+        with _compiling, lent(machine) as context, self._named():
+            inner = kernel(self.build(_silent))
+            inner.compile(self.signature)
+            result = inner.overloads[inner.signatures[0]]
+            return machine.emit(symbol, context, result.library, result.fndesc, assembly)
+
+    @contextmanager
+    def _named(self) -> Iterator[str]:
+        """The name that this image's symbols begin with, while it is being built."""
         global _image
         _image = f"{self.name}_{digest()}_".replace("-", "_")
         try:
-            with _parts_alone():
-                function = self.build(progress)
+            yield _image
         finally:
-            _image, name = "", _image
+            _image = ""
+
+    def _compile(self, progress: Progress) -> Any:
+        with self._named() as name, _parts_alone():
+            function = self.build(progress)
         function = FunctionType(function.__code__, function.__globals__, name)
         function.__qualname__ = name
         dispatcher = numba.njit(**_FLAGS, nogil=self.nogil)(function)
@@ -155,17 +175,16 @@ class Compiled:
         self._dispatcher = dispatcher
         return dispatcher.overloads[dispatcher.signatures[0]]
 
-    def _load_cached(self) -> Any:
+    def _load_cached(self, context: Any) -> Any:
         if self.path is None:
             return None
         payload = _read_cache(self.path)
         if payload is None:
             return None
         from numba.core import compiler
-        from numba.core.registry import cpu_target
 
         try:
-            return compiler.CompileResult._rebuild(cpu_target.target_context, *pickle.loads(payload))
+            return compiler.CompileResult._rebuild(context, *pickle.loads(payload))
         except Exception as fault:  # whatever a stale or damaged file makes Numba raise, compiling anew answers it
             log.warning("compiled code %s could not be loaded (%s); compiling anew", self.path, fault)
             return None
@@ -180,7 +199,15 @@ def digest() -> str:
     """Hash of all that decides machine code: our sources, compiler versions, target."""
     state = hashlib.sha256()
     root = Path(__file__).parent
-    for path in sorted([root / "jit.py", root / "machine.py", root / "encoding.py", *(root / "kernels").glob("*.py")]):
+    for path in sorted(
+        [
+            root / "jit.py",
+            root / "codegen.py",
+            root / "machine.py",
+            root / "encoding.py",
+            *(root / "kernels").glob("*.py"),
+        ]
+    ):
         state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     facts: Iterable[object] = (
         numba.__version__,

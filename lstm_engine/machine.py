@@ -1,19 +1,22 @@
 """Facts about this machine, and the environment variables the engine listens to.
 
-The facts are those of the code generator (Numba's target), not of the bare CPU: forcing a lesser
-target with Numba's own NUMBA_CPU_NAME / NUMBA_CPU_FEATURES forces it here too.
+The facts are those of the code generator, not of the bare CPU: Numba's own NUMBA_CPU_NAME and
+NUMBA_CPU_FEATURES decide them where they are set, and LSTM_ENGINE_VARIANT takes away from what there is.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
+
+from .errors import TargetError
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,53 @@ DEBUG_KNOB: Final = Knob(
     "'1' puts canaries between buffers, checked after each call, and shows tracebacks on the command line",
     "0",
 )
-KNOBS: Final[Mapping[str, Knob]] = MappingProxyType({knob.name: knob for knob in (CACHE_KNOB, DEBUG_KNOB)})
+THREADS_KNOB: Final = Knob(
+    "LSTM_ENGINE_THREADS",
+    "most threads one call may use, the caller's own included; 1 starts none",
+    "the cores this process may use",
+)
+SPIN_KNOB: Final = Knob(
+    "LSTM_ENGINE_SPIN",
+    "microseconds a thread of the engine's stays awake without work before it sleeps",
+    "50",
+)
+VARIANT_KNOB: Final = Knob(
+    "LSTM_ENGINE_VARIANT",
+    "code for a lesser CPU: 'avx512', 'avx2', 'x86-64' or 'neon', then features to do without ('avx512,-avx512vnni')",
+    "the best variant of this CPU",
+)
+KNOBS: Final[Mapping[str, Knob]] = MappingProxyType(
+    {knob.name: knob for knob in (CACHE_KNOB, DEBUG_KNOB, THREADS_KNOB, SPIN_KNOB, VARIANT_KNOB)}
+)
+
+
+#: What every CPU of an architecture has: no code can do without.
+_FLOOR: Final = frozenset({"64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2", "x87", "fp-armv8", "neon"})
+_V2: Final = frozenset({"cx16", "crc32", "popcnt", "sahf", "sse3", "sse4.1", "sse4.2", "ssse3"})
+_V3: Final = _V2 | {"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"}
+_V4: Final = _V3 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
+#: Features that a CPU's name stands for, as far as kernels ask; LLVM knows all names, a feature list may add to any.
+_IMPLIED: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "x86-64-v2": _V2,
+        "x86-64-v3": _V3,
+        "haswell": _V3,
+        "x86-64-v4": _V4,
+        "skylake-avx512": _V4,
+        "neoverse-n1": frozenset({"dotprod"}),
+        "apple-m1": frozenset({"dotprod"}),
+    }
+)
+#: Variants of x86-64, best first: the generic CPU that code of one is made for where the machine could do better, and
+#: what of the machine's own extensions it then still uses.
+_X86_VARIANTS: Final[Mapping[str, tuple[str, frozenset[str]]]] = MappingProxyType(
+    {
+        "avx512": ("x86-64-v4", frozenset()),
+        "avx2": ("x86-64-v3", frozenset({"avxvnni"})),
+        "x86-64": ("x86-64", frozenset()),
+    }
+)
+_TILES: Final = frozenset({"amx-tile", "amx-int8", "amx-bf16"})
 
 
 @dataclass(frozen=True)
@@ -43,7 +92,8 @@ class Target:
     """What the code generator emits for.
 
     ``vector_bytes``: widest vector; ``registers``: how many of them; ``fma``: fused multiply-add in hardware;
-    ``vnni``: products of bytes summed in fours, in vectors of 64 bytes.
+    ``vnni``: int8 products summed into int32, in vectors of the widest kind; ``bf16``: bfloat16 products likewise;
+    ``amx``: int8 and bfloat16 tiles, which a process must still ask its kernel for; ``dotprod``: NEON's int8 products.
     """
 
     triple: str
@@ -52,53 +102,138 @@ class Target:
     vector_bytes: int
     registers: int
     fma: bool
-    vnni: bool = False
+    vnni: bool
+    bf16: bool
+    amx: bool
+    dotprod: bool
+
+    @staticmethod
+    def of(triple: str, cpu: str, features: str = "") -> Target:
+        """The facts of a CPU by LLVM's names; ``features``: '+name' and '-name' on top of what its name implies."""
+        arm = triple.startswith(("aarch64", "arm64"))
+        enabled = _enabled(cpu, features)
+        wide = "avx512f" in enabled
+        return Target(
+            triple=triple,
+            cpu=cpu,
+            features=features,
+            vector_bytes=64 if wide else 32 if "avx2" in enabled else 16,
+            registers=32 if wide or arm else 16,
+            fma=arm or wide or "fma" in enabled,
+            vnni=("avx512vnni" if wide else "avxvnni") in enabled,
+            bf16=wide and "avx512bf16" in enabled,
+            amx=enabled >= _TILES,
+            dotprod=arm and "dotprod" in enabled,
+        )
+
+    @property
+    def enabled(self) -> frozenset[str]:
+        """Names of the features that the code may use, as far as they are known by name."""
+        return _enabled(self.cpu, self.features)
 
     @property
     def variant(self) -> str:
         """Short name of the instruction set family, as `inspect` prints it."""
-        if self.triple.startswith("aarch64") or self.triple.startswith("arm64"):
+        if self.triple.startswith(("aarch64", "arm64")):
             return "neon"
         if self.vector_bytes == 64:
             return "avx512"
         return "avx2" if self.fma else "x86-64"
 
+    def without(self, features: Sequence[str]) -> Target:
+        """The same CPU with features taken away."""
+        if not features:
+            return self
+        kept = [flag for flag in self.features.split(",") if flag and flag[1:] not in features]
+        return Target.of(self.triple, self.cpu, ",".join([*kept, *(f"-{name}" for name in features)]))
+
+
+def _enabled(cpu: str, features: str) -> frozenset[str]:
+    flags = [flag for flag in features.split(",") if flag]
+    absent = {flag[1:] for flag in flags if flag.startswith("-")}
+    return frozenset(({flag[1:] for flag in flags if flag.startswith("+")} | _IMPLIED.get(cpu, frozenset())) - absent)
+
+
+_assumed: Target | None = None
+
+
+def assume(machine: Target) -> None:
+    """Emit code for another machine from here on: for a process that does nothing else (`emission.py`)."""
+    global _assumed
+    _assumed = machine
+
+
+def target() -> Target:
+    """What code is emitted for: this machine, the variant of it that is asked for, or the machine assumed.
+
+    Raises TargetError if LSTM_ENGINE_VARIANT asks for what this CPU cannot run.
+    """
+    return _assumed or _chosen()
+
 
 @functools.cache
-def target() -> Target:
-    """The code generator's target, read once."""
+def _chosen() -> Target:
+    return chosen(native(), os.environ.get(VARIANT_KNOB.name, ""))
+
+
+@functools.cache
+def native() -> Target:
+    """Numba's own target, read once; without tiles where the kernel offers none."""
     import llvmlite.binding as llvm
     from numba.core import config
 
-    triple = llvm.get_process_triple()
-    cpu = config.CPU_NAME or llvm.get_host_cpu_name()
-    if config.CPU_FEATURES is not None:
-        features = config.CPU_FEATURES
-    elif config.CPU_NAME:
-        features = ""
+    features = config.CPU_FEATURES
+    if features is None:
+        found = llvm.get_host_cpu_features()
+        if not config.ENABLE_AVX:
+            found.update({name: False for name in found if name.startswith("avx")})
+        features = found.flatten()
+    here = Target.of(llvm.get_process_triple(), config.CPU_NAME or llvm.get_host_cpu_name(), features)
+    return here if not here.amx or _tiles_offered() else here.without(sorted(_TILES))
+
+
+def _tiles_offered() -> bool:
+    """Whether the kernel would let a process use tiles (asked of Linux on x86-64, without asking for their use)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    arch_prctl, supported_states, tile_data = ctypes.c_long(158), ctypes.c_long(0x1021), 1 << 18
+    states = ctypes.c_uint64(0)
+    refused = ctypes.CDLL(None).syscall(arch_prctl, supported_states, ctypes.byref(states))
+    return not refused and bool(states.value & tile_data)
+
+
+def variants(here: Target) -> list[str]:
+    """The variants that a machine can run, best first."""
+    if here.variant not in _X86_VARIANTS:
+        return [here.variant]
+    lesser = list(_X86_VARIANTS)[list(_X86_VARIANTS).index(here.variant) + 1 :]
+    return [here.variant, *(v for v in lesser if _IMPLIED.get(_X86_VARIANTS[v][0], frozenset()) <= here.enabled)]
+
+
+def chosen(here: Target, wish: str) -> Target:
+    """The variant of a machine that LSTM_ENGINE_VARIANT asks for; the machine itself for the best or no wish."""
+    if not wish.strip():
+        return here
+    name, *rest = (part.strip().lower() for part in wish.split(","))
+    possible = variants(here)
+    if name not in possible:
+        raise TargetError(
+            f"{VARIANT_KNOB.name}={wish}: expected one of {', '.join(possible)}, the variants that this CPU "
+            f"({here.cpu}) can run, got '{name}'; unset it to run the best of them"
+        )
+    made_of, extensions = _X86_VARIANTS.get(name, ("", frozenset()))
+    if name == here.variant:
+        full = here
     else:
-        features = llvm.get_host_cpu_features().flatten()
-    enabled = {flag[1:] for flag in features.split(",") if flag.startswith("+")} | _implied(cpu, features)
-    arm = triple.startswith(("aarch64", "arm64"))
-    wide = "avx512f" in enabled
-    return Target(
-        triple=triple,
-        cpu=cpu,
-        features=features,
-        vector_bytes=64 if wide else 32 if "avx2" in enabled else 16,
-        registers=32 if wide or arm else 16,
-        fma=arm or wide or "fma" in enabled,
-        vnni=wide and "avx512vnni" in enabled,
-    )
-
-
-def _implied(cpu: str, features: str) -> set[str]:
-    """Features a generic CPU name stands for when no feature list is given."""
-    if features:
-        return set()
-    levels = {"x86-64-v3": {"avx2", "fma"}, "haswell": {"avx2", "fma"}}
-    levels["x86-64-v4"] = levels["skylake-avx512"] = {"avx2", "fma", "avx512f"}
-    return levels.get(cpu, set())
+        full = Target.of(here.triple, made_of, ",".join(f"+{f}" for f in sorted(extensions & here.enabled)))
+    removable = {flag[1:] for flag in here.features.split(",") if flag} - _IMPLIED.get(made_of, frozenset()) - _FLOOR
+    wrong = [part for part in rest if part[:1] != "-" or part[1:] not in removable]
+    if wrong:
+        raise TargetError(
+            f"{VARIANT_KNOB.name}={wish}: expected, after the variant, features to do without as LLVM names them (such "
+            f"as -avx512vnni) that are no part of '{name}' itself, got {', '.join(map(repr, wrong))}"
+        )
+    return full.without([part[1:] for part in rest])
 
 
 def cache_folder() -> Path | None:
@@ -137,3 +272,13 @@ def cache_sizes() -> dict[str, int]:
         if kind != "Instruction" and size.endswith("K"):
             sizes[f"L{level}"] = int(size[:-1]) * 1024
     return sizes
+
+
+def cores() -> int:
+    """Cores this process may use: those it is bound to, at most as many as its control group pays for."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(bound, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such control, or 'max'
+        return bound

@@ -28,10 +28,11 @@ from .passes.states import without_zero_states
 from .precision import HELD_IN, PRECISIONS, rounded
 from .program.packing import Store
 from .program.plan import Lowered, capacity, element_type, lower_run
-from .program.program import Port, Program
+from .program.program import Means, Port, Program
 from .program.streaming import Streamable, check_states, find_states, lower_stream
 from .reference.control import body_units, is_control
 from .staged import Parts, Staged
+from .workers import threads_allowed
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -59,7 +60,8 @@ def load(
 
     ``precision`` of the weights: None for the file's own, "float32", "bfloat16" (float32 arithmetic, half the bytes) or
     "int8" (weights and the rows they meet in int8, summed in int32); a float64 model runs in float64 only.
-    ``threads``: at most this many (1 is what runs today).
+    ``threads``: at most so many
+    a call, where they make it faster (None: LSTM_ENGINE_THREADS, or the cores this process may run on).
     ``states``: {input: output} pairs a stream carries, beside those found by themselves ({input: None}: it is none).
     ``constants``: inputs that never change. ``prefix``, ``batch_first``, ``nonlinearity``, ``layers``: what a file of
     bare weights cannot say (a PyTorch state_dict, Keras weights).
@@ -83,7 +85,7 @@ def load(
         raise UnsupportedModelError(f"{graph.origin}: a float64 model runs in float64; precision={precision!r} is none")
     held = graph.metadata.get(HELD_IN, element)
     chosen = precision or (held if PRECISIONS.get(held) == element else element)
-    return Model(rounded(graph, chosen), chosen, states)
+    return Model(rounded(graph, chosen), chosen, states, threads=threads)
 
 
 class Model:
@@ -99,10 +101,16 @@ class Model:
         precision: str,
         states: Mapping[str, str | None] | None = None,
         part_of: Model | None = None,
+        threads: int | None = None,
     ) -> None:
-        """``part_of``: the network that this is what is left of, once data has decided shapes or branches."""
+        """``threads``: at most so many a call, None for as many as may be used here.
+
+        ``part_of``: the network that this is what is left of, once data has decided shapes or branches.
+        """
         self.graph = graph
         self.precision = precision
+        self.threads = min(threads or threads_allowed(), threads_allowed())
+        self.means = Means(precision, self.threads)
         self.inputs = graph.inputs
         self.outputs = graph.outputs
         self.metadata = graph.metadata
@@ -111,7 +119,7 @@ class Model:
         self._declared = dict(states or {})
         self._programs: OrderedDict[Any, tuple[Lowered, list[Runner]]] = OrderedDict()
         self._calls: dict[Any, Call | StagedCall] = {}
-        self._parts = Parts(lambda part: Model(part, precision, part_of=self), self.stage)
+        self._parts = Parts(lambda part: Model(part, precision, part_of=self, threads=threads), self.stage)
         self._branches = any(is_control(node) for node in graph.nodes)
         required = [spec.name for spec in graph.inputs if not spec.optional]
         self._sole = required[0] if len(required) == 1 else None
@@ -198,7 +206,7 @@ class Model:
         with self._lock:
             if key in self._streamables:
                 return self._streamables[key]
-        lowered = lower_stream(graph, batch, self._declared, self.store, self.precision)
+        lowered = lower_stream(graph, batch, self._declared, self.store, self.means)
         with self._lock:
             return self._streamables.setdefault(key, lowered)
 
@@ -278,7 +286,7 @@ class Model:
                     self._programs.move_to_end(key)
                     return self._programs[key]
         try:
-            lowered = lower_run(self.graph, shapes, self.store, self.precision)
+            lowered = lower_run(self.graph, shapes, self.store, self.means)
         except ModelFormatError as fault:
             raise self._unfit(fault) from fault
         key = (_shared_key(shapes, lowered), branches) if lowered.any_steps else exact

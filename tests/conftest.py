@@ -42,3 +42,11 @@ def fresh_environment(tmp_path: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("LSTM_ENGINE_", "NUMBA_"))}
     paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [kept.get("PYTHONPATH", "")])]
     return {**kept, "PYTHONPATH": os.pathsep.join(paths), "LSTM_ENGINE_CACHE": str(tmp_path / "cache")}
+
+
+@pytest.fixture
+def warm_environment(fresh_environment: dict[str, str]) -> dict[str, str]:
+    """An environment that shares this process's code cache."""
+    kept = {k: v for k, v in fresh_environment.items() if k != "LSTM_ENGINE_CACHE"}
+    own = os.environ.get("LSTM_ENGINE_CACHE")
+    return kept if own is None else {**kept, "LSTM_ENGINE_CACHE": own}

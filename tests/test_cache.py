@@ -332,6 +332,7 @@ def test_old_generations_are_swept(environment: dict[str, str], folder: Path) ->
 DIGEST = "from lstm_engine.jit import digest; print(digest())"
 SOURCES: Final = [
     "jit.py",
+    "codegen.py",
     "machine.py",
     "encoding.py",
     *(f"kernels/{p.name}" for p in (PACKAGE / "kernels").glob("*.py")),

@@ -1,4 +1,4 @@
-"""What the project promises about itself: imports, layers, exports, memory, forks, other instruction sets."""
+"""What the project promises about itself: imports, layers, exports, memory, forks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import gc
 import importlib
 import inspect
 import os
-import platform
 import re
-import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -20,34 +18,12 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from cases import FEW, Case, LayerCase, NetCase, model_of
+from processes import child
 
 import lstm_engine as le
 
 PACKAGE: Final = Path(__file__).resolve().parent.parent / "lstm_engine"
 SOURCES: Final = sorted(PACKAGE.rglob("*.py"))
-
-
-def child(code: str, environment: dict[str, str], *options: str, **more: str) -> str:
-    """Run Python code in a process of its own; what it printed."""
-    done = subprocess.run(
-        [sys.executable, *options, "-c", code],
-        env={**environment, **more},
-        timeout=500,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        cwd=os.sep,
-    )
-    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture
-def warm_environment(fresh_environment: dict[str, str]) -> dict[str, str]:
-    """An environment that shares this process's code cache."""
-    kept = {k: v for k, v in fresh_environment.items() if k != "LSTM_ENGINE_CACHE"}
-    own = os.environ.get("LSTM_ENGINE_CACHE")
-    return kept if own is None else {**kept, "LSTM_ENGINE_CACHE": own}
 
 
 # --- import -----------------------------------------------------------------------------------------------------------
@@ -123,16 +99,19 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "errors": set(),
     "vocabulary": set(),
     "encoding": set(),
-    "machine": set(),
-    "jit": {"machine"},
+    "machine": {"errors"},
+    "codegen": {"machine"},
+    "jit": {"codegen", "machine"},
     "graph": {"errors"},
     "precision": {"graph"},
     "reference": {"errors", "graph", "precision", "vocabulary"},
     "kernels": {"encoding", "jit", "machine"},
+    "emission": {"errors", "jit", "kernels", "machine"},
     "formats": {"errors", "graph", "precision", "vocabulary"},
     "passes": {"errors", "graph", "vocabulary", "reference"},
     "program": {*_VALUES, "passes", "reference"},
-    "engine": {*_VALUES, "passes", "program", "kernels", "reference"},
+    "workers": {*_VALUES, "program", "kernels"},
+    "engine": {*_VALUES, "passes", "program", "kernels", "reference", "workers"},
     "state": {"errors"},
     "stream": {*_VALUES, "engine", "kernels", "passes", "program", "state"},
     "pool": {*_VALUES, "engine", "kernels", "passes", "program", "state"},
@@ -244,7 +223,7 @@ def test_numba_is_asked_in_one_place(path: Path) -> None:
     }
     if room != "jit":
         assert not re.search(r"\bnjit\b|numba\.(jit|vectorize|guvectorize|cfunc|stencil)\b|\bprange\b", text)
-    if room.split(".")[0] not in ("jit", "kernels", "machine", "cli", "report"):
+    if room.split(".")[0] not in ("jit", "codegen", "kernels", "machine", "cli", "report"):
         assert "numba" not in {name.split(".")[0] for name in _absolute_imports(path)}
     if room.split(".")[0] not in ("formats", "cli", "report", "onnx_backend") and room != "reference.bridge":
         assert not {"onnx", "onnxruntime"} & {name.split(".")[0] for name in _absolute_imports(path)}
@@ -280,6 +259,7 @@ def test_exports() -> None:
     wanted = {
         "load", "Model", "Stream", "State", "InferenceSession", "Sampler", "generate", "TensorSpec", "LstmEngineError",
         "ModelFormatError", "UnsupportedModelError", "InputError", "StreamingError", "StateError",
+        "TargetError",
     }  # fmt: skip
     assert wanted <= set(le.__all__)
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", le.__version__)
@@ -588,41 +568,11 @@ assert np.array_equal(stream.feed(x[5:]), expected[0])
 
 # --- other ways to run ------------------------------------------------------------------------------------------------
 
-#: Parity and the same-bits law over the few cases, on whatever target the environment names.
-CHECK = """
-import sys
-import numpy as np
-import cases, test_parity, test_properties
-from lstm_engine.machine import target
-few = [case for case in cases.FEW if case.dtype in sys.argv[1:] or len(sys.argv) == 1]
-for case in few:
-    model = cases.model_of(case)
-    test_parity.assert_parity(model, case.feeds())
-    if not case.streams:
-        continue
-    for batch in (1, 3):
-        feeds = test_properties.without_states(case, case.feeds(1, 40, batch))
-        expected = test_properties.whole(case, model.stream(batch), feeds)
-        for cuts, steps in (([], 255), ([1, 7, 33], 0), ([20], 1)):
-            got = test_properties.chunked(case, model.stream(batch), feeds, cuts, steps)
-            cases.assert_same_bits(got, expected)
-        lone = {name: x[:, :1] if case.time_axis == 0 else x[:1] for name, x in feeds.items()}
-        alone = test_properties.whole(case, model.stream(), lone)
-        for name, x in expected.items():
-            axis = next(a for a in range(x.ndim) if x.shape[a] == batch and alone[name].shape[a] == 1)
-            cases.assert_same_bits(np.take(x, [0], axis=axis), alone[name])
-print(target().variant, len(few))
-"""
-
-
-def variant(environment: dict[str, str], *arguments: str, **more: str) -> list[str]:
-    code = f"import sys; sys.argv[1:] = {list(arguments)!r}\n{CHECK}"
-    return child(code, environment, **more).split()
-
 
 def test_canaries_between_buffers_stay_whole(warm_environment: dict[str, str]) -> None:
     """Debug mode checks after every call that nothing was written between the buffers."""
-    assert int(variant(warm_environment, LSTM_ENGINE_DEBUG="1")[1]) == len(FEW)
+    code = "import cases, laws; laws.held_by(cases.FEW); print(len(cases.FEW))"
+    assert int(child(code, warm_environment, LSTM_ENGINE_DEBUG="1")) == len(FEW)
 
 
 def test_a_canary_that_is_overwritten_is_reported(warm_environment: dict[str, str]) -> None:
@@ -639,32 +589,6 @@ except AssertionError as fault:
     print("reported", fault)
 """
     assert child(code, warm_environment, LSTM_ENGINE_DEBUG="1").startswith("reported")
-
-
-x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="for x86-64")
-
-
-OTHER_TARGETS = {
-    "avx2": ("haswell", "+avx,+avx2,+fma,+f16c,+bmi,+bmi2"),
-    "x86-64": ("x86-64", ""),  # no fused multiply-add, vectors of 16 bytes
-}
-
-
-@x86
-def test_the_other_paths_of_x86_64(warm_environment: dict[str, str]) -> None:
-    def ran(target: tuple[str, str]) -> str:
-        name, features = target
-        return variant(warm_environment, "float32", NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)[0]
-
-    with ThreadPoolExecutor() as pool:
-        assert list(pool.map(ran, OTHER_TARGETS.values())) == list(OTHER_TARGETS)
-
-
-@x86
-@pytest.mark.nightly
-@pytest.mark.parametrize(("name", "features"), [("haswell", "+avx,+avx2,+fma"), ("x86-64", "")])
-def test_float64_on_other_paths(warm_environment: dict[str, str], name: str, features: str) -> None:
-    variant(warm_environment, "float64", NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
 
 
 # --- the repository ---------------------------------------------------------------------------------------------------

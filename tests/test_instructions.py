@@ -22,6 +22,7 @@ from lstm_engine.passes.shapes import specialise
 from lstm_engine.program.lower import Lowering, Plan
 from lstm_engine.program.packing import Store
 from lstm_engine.program.plan import Lowered, element_type
+from lstm_engine.program.program import Means
 
 Feeds = Mapping[str, np.ndarray]
 DTYPES = st.sampled_from([np.float32, np.float64])
@@ -40,7 +41,7 @@ def assert_in_machine_code(graph: Graph, feeds: Feeds, flat: bool = False) -> di
     if flat:
         known = specialise(graph, {name: x.shape for name, x in feeds.items()})
         plan = Plan(False, False, 1, flat=True)
-        program = Lowering(graph, known, plan, Store(), element_type(graph)).lower()
+        program = Lowering(graph, known, plan, Store(), Means(element_type(graph))).lower()
         call = Call.prepare(Lowered(program, dict.fromkeys(feeds), False), [], feeds, {}, tuple(exact))
         got = call.run(feeds)
     else:
@@ -326,7 +327,9 @@ def test_a_state_whose_rows_are_another_axis(op: str) -> None:
     graph = Graph.build(nodes, [TensorSpec("h", np.dtype(np.float32), (1, 3, 3))], outputs, constants, 21)
     exact, known = reference.run(graph, feeds), specialise(graph, {"h": (1, 3, 3)})
     for flat in (True, False):
-        program = Lowering(graph, known, Plan(False, False, 1 if flat else 3, flat=flat), Store(), "float32").lower()
+        program = Lowering(
+            graph, known, Plan(False, False, 1 if flat else 3, flat=flat), Store(), Means("float32")
+        ).lower()
         call = Call.prepare(Lowered(program, {"h": None}, False), [], feeds, {}, ("Y", "Y_h"))
         for name, x in call.run(feeds).items():
             np.testing.assert_allclose(x, exact[name], rtol=0, atol=1e-6)

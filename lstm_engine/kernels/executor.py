@@ -19,10 +19,12 @@ from ..encoding import (
     INSTRUCTION_BYTES,
     NOT_FITTING,
     PORT_WORDS,
+    RUNG,
     Context,
     Form,
     Opcode,
     Port,
+    Share,
 )
 from ..jit import Compiled, Progress, compile_kernel, kernel
 from . import convolution, matmul, pointwise, recurrent, reduction, rows
@@ -68,8 +70,9 @@ CALL_SIGNATURE = types.int64(types.int64)
 SIZE = INSTRUCTION_BYTES
 (
     CODE, ARENA, CONSTANTS, EXECUTOR, BUSY_WORD, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
-    FAULT_VALUE, FAULT_LIMIT, FORMS, START, PORTS,
+    FAULT_VALUE, FAULT_LIMIT, FORMS, START, _, _, BELL, PORTS,
 ) = (int(w) * 8 for w in Context)  # fmt: skip
+KIND, CALLER = int(Share.KIND) * 8, int(Share.CONTEXT) * 8
 FORM_BYTES = FORM_WORDS * 8
 F_TYPE, F_DTYPE, F_FLAGS, F_AXES, F_SIZES, F_LEAN_AXES, F_LEAN_SIZES = (int(w) * 8 for w in list(Form)[1:])
 FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
@@ -153,7 +156,13 @@ def run(code, cx):  # type: ignore[no-untyped-def]
 
 
 def call(cx):  # type: ignore[no-untyped-def]
-    """One call, block after block; on a fault the state is put back as it was."""
+    """One call, block after block; on a fault the state is put back as it was. Of a job: a helper's share."""
+    if word(cx) == 0:
+        caller = word(cx + CALLER)
+        kind = word(cx + KIND)
+        if kind == 0:
+            return lstm_share(cx, caller)  # noqa: F821
+        return cell_share(cx, caller) if kind == 1 else projection_share(cx, caller)  # noqa: F821
     control = flush_denormals()
     total, block = word(cx + TOTAL), word(cx + BLOCK)
     arena, shadow, state_bytes = word(cx + ARENA), word(cx + SHADOW), word(cx + STATE_BYTES)
@@ -202,6 +211,16 @@ def matches(array, form):  # type: ignore[no-untyped-def]
     return kind
 
 
+@kernel
+def called(cx):  # type: ignore[no-untyped-def]
+    """Run; RUNG if a helper is to be woken before the next call."""
+    fault = invoke(word(cx + EXECUTOR), cx)
+    bell = word(cx + BELL)
+    if fault == 0 and bell != 0 and word(bell) != 0:
+        return RUNG
+    return fault
+
+
 def enter(cx, x, out):  # type: ignore[no-untyped-def]
     """The shortest way from Python: run with two NumPy arrays as the first two ports, both with the batch axis or both
     without.
@@ -217,7 +236,7 @@ def enter(cx, x, out):  # type: ignore[no-untyped-def]
     header = word(forms)
     set_word(cx + FIRST_PORT, word(x + header))
     set_word(cx + SECOND_PORT, word(out + header))
-    fault = invoke(word(cx + EXECUTOR), cx)
+    fault = called(cx)
     release(cx + BUSY_WORD)
     return fault
 
@@ -245,7 +264,7 @@ def bind(cx, port, step, row, array):  # type: ignore[no-untyped-def]
 
 def enter_context(cx):  # type: ignore[no-untyped-def]
     """Run with the ports as the context has them."""
-    return invoke(word(cx + EXECUTOR), cx)
+    return called(cx)
 
 
 @functools.cache

@@ -17,44 +17,35 @@ from ..encoding import Context, Lstm
 from ..jit import kernel
 from .product import cell_block, lstm_block
 from .rows import copy_rows, field, locate, over_rows, ragged, scratch
-from .simd import Lanes, clear_bytes, float64_of_bits, never_inline, word
+from .shares import claimed, dismissed, projection_shares, shares
+from .simd import Lanes, always_inline, clear_bytes, float64_of_bits, never_inline, ticks, word
 from .weights import Floats
 
 PARITY = int(Context.PARITY) * 8
 (
     _, X_STRIDE, _, Y_STRIDE, _, H_STRIDE, _, C_STRIDE, WEIGHTS, BIAS, INPUTS, RECURRENT, BLOCKS, _, _, REVERSE,
     PRE, HOIST, GATES, PEEPHOLES, CLIP, ACTIVATIONS, PARAMETERS, INPUT_FORGET, _, _, PROJECTION,
-    PROJECTED_BLOCKS, HIDDEN, HIDDEN_UNITS, ZEROS, X_STEP, Y_STEP, _, _, _, _, X_ROOM, H_ROOM, UNIT,
+    PROJECTED_BLOCKS, HIDDEN, HIDDEN_UNITS, ZEROS, X_STEP, Y_STEP, _, _, _, _, X_ROOM, H_ROOM, UNIT, PARTS, _, _, _,
 ) = (int(f) for f in Lstm)  # fmt: skip
 
 
-def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> Any:
+def layer(
+    weights: Floats, product: Any, floats_narrow: Any, ahead: tuple[Any, Any, Any], general: Any
+) -> tuple[Any, Any]:
     """sequence(ip, cx, T, B, x, y, h, c): B rows over T steps, with the plain cell or (not None) a ``general`` one.
 
-    ``floats_narrow``: the product of a projection, whose weights are of the element type in every precision.
+    Second, share(job, cx): what a helper does of a step. ``floats_narrow``: the product of a projection of h, whose
+    weights are of the element type in every precision. ``ahead``: those of projection_shares().
     """
     v = weights.v
-    fused, cell = lstm_block(weights), cell_block(v)
     prepare, prepared_stride = weights.activations()
     part_bytes = weights.part_bytes(4)
     one = v.vector_bytes
     four = 4 * one
     plain = general is None
-    one_row = cell if plain else general
-
-    @kernel
-    def cells(ip, cx, B, gates, q, c, out, out_stride):  # type: ignore[no-untyped-def]
-        """The q-th 16 units of B rows, from their pre-activations."""
-        cs = field(ip, C_STRIDE)
-        b = 0
-        while b < B:
-            if plain:
-                one_row(gates + b * four, c + b * cs + q * one, out + b * out_stride + q * one)
-            else:
-                peepholes = field(ip, PEEPHOLES)
-                peep = locate(cx, peepholes) + q * 3 * one if peepholes >= 0 else 0
-                one_row(ip, cx, gates + b * four, peep, c + b * cs + q * one, out + b * out_stride + q * one)
-            b += 1
+    stretch = stretch_of(weights, product, general)
+    hand_out, gather, share = shares(v, stretch, int(general is not None))
+    hand_out_projections, gather_projections, projections = ahead
 
     @kernel
     def project(ip, cx, B, hidden, stride, out, ys):  # type: ignore[no-untyped-def]
@@ -66,25 +57,27 @@ def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> An
             q += 1
 
     @kernel
-    def hoist(ip, cx, x, stride, rows):  # type: ignore[no-untyped-def]
+    def hoist(ip, cx, x, stride, rows, helpers):  # type: ignore[no-untyped-def]
         """pre = bias + W·x of several steps at once: the weights are read once for all of them."""
         W, bias, pre = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS)), locate(cx, field(ip, PRE))
         inputs, blocks = field(ip, INPUTS), field(ip, BLOCKS)
-        block_bytes = part_bytes(inputs) + part_bytes(field(ip, RECURRENT))
-        made, made_stride = (
-            prepare(scratch(ip, cx, X_ROOM), x, stride, inputs, 0, rows),
-            prepared_stride(stride, inputs),
-        )
-        q = 0
-        while q < blocks:
-            z, out = bias + q * four, pre + q * four
-            product(W + q * block_bytes, made, made_stride, inputs, 0, 0, 0, z, 0, out, blocks * four, rows)
-            q += 1
+        w_step = part_bytes(inputs) + part_bytes(field(ip, RECURRENT))
+        made = prepare(scratch(ip, cx, X_ROOM), x, stride, inputs, 0, rows)
+        made_stride = prepared_stride(stride, inputs)
+        own, offered, since = blocks, 0, ticks()
+        if helpers > 0:
+            own = blocks // (helpers + 1)
+            offered = hand_out_projections(ip, cx, helpers, rows, W, w_step, made, made_stride, inputs, bias)
+        projections(rows, 0, own, W, w_step, made, made_stride, inputs, bias, pre, blocks * four)
+        if helpers > 0:
+            gather_projections(
+                ip, cx, helpers, offered, ticks() - since, rows, W, w_step, made, made_stride, inputs, bias, pre
+            )
 
     @kernel
     def sequence(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
         never_inline()
-        xs, ys, hs = field(ip, X_STRIDE), field(ip, Y_STRIDE), field(ip, H_STRIDE)
+        xs, ys, hs, cs = field(ip, X_STRIDE), field(ip, Y_STRIDE), field(ip, H_STRIDE), field(ip, C_STRIDE)
         x_step, y_step = field(ip, X_STEP), field(ip, Y_STEP)
         W, bias = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS))
         inputs, recurrent, blocks = field(ip, INPUTS), field(ip, RECURRENT), field(ip, BLOCKS)
@@ -96,15 +89,18 @@ def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> An
         projected = not plain and field(ip, PROJECTION) >= 0
         parity = word(cx + PARITY)
         x_bytes = part_bytes(inputs)
-        block_bytes, pre_row = x_bytes + part_bytes(recurrent), blocks * four
-        skipped, depth = (x_bytes, 0) if hoisted else (0, inputs)
+        w_step, pre_row = x_bytes + part_bytes(recurrent), blocks * four
+        w, depth = (W + x_bytes, 0) if hoisted else (W, inputs)
+        parts, helpers = field(ip, PARTS), 0
         previous, previous_stride = h, hs
         t = 0
         while t < T:
             n = min(T - t, room) if hoisted else 1
             first = T - t - n if reverse else t
             if hoisted:
-                hoist(ip, cx, x + first * x_step, between, n * B)
+                if parts > 1:
+                    helpers = claimed(cx, parts, helpers, t == 0)
+                hoist(ip, cx, x + first * x_step, between, n * B, helpers)
             s = 0
             while s < n:
                 at = T - 1 - t if reverse else t
@@ -115,30 +111,87 @@ def layer(weights: Floats, product: Any, floats_narrow: Any, general: Any) -> An
                     x_rows = prepare(x_room, x_rows, xs, inputs, 0, B)
                 h_rows = prepare(h_room, previous, previous_stride, recurrent, unit, B)
                 h_between = prepared_stride(previous_stride, recurrent)
-                k = 0
-                while k < blocks:
-                    forward = (parity + t) & 1 == 0
-                    q = k if forward else blocks - 1 - k
-                    w = W + q * block_bytes + skipped
-                    z, zs = (pre + (at - first) * B * pre_row + q * four, pre_row) if hoisted else (bias + q * four, 0)
-                    if plain and B == 1:
-                        following = w + block_bytes if forward else w - block_bytes
-                        fused(w, x_rows, depth, h_rows, recurrent, z, c + q * one, out + q * one, following)
-                    else:
-                        product(w, x_rows, x_between, depth, h_rows, h_between, recurrent, z, zs, gates, four, B)
-                        cells(ip, cx, B, gates, q, c, made, made_stride)
-                    k += 1
+                z, zs = (pre + (at - first) * B * pre_row, pre_row) if hoisted else (bias, 0)
+                forward = (parity + t) & 1 == 0
+                own, offered, since = blocks, 0, 0
+                if parts > 1:
+                    helpers = claimed(cx, parts, helpers, t == 0 and not hoisted)
+                if helpers > 0:
+                    own, since = blocks // (helpers + 1), ticks()
+                    offered = hand_out(
+                        ip, cx, helpers, B, forward, w, w_step, x_rows, x_between, depth, h_rows, h_between, recurrent,
+                        z, zs, c, cs,
+                    )  # fmt: skip
+                stretch(
+                    ip, cx, B, 0, own, forward, w, w_step, x_rows, x_between, depth, h_rows, h_between, recurrent,
+                    z, zs, c, cs, c, cs, made, made_stride, gates,
+                )  # fmt: skip
+                if helpers > 0:
+                    gather(
+                        ip, cx, helpers, offered, ticks() - since, B, forward, w, w_step, x_rows, x_between, depth,
+                        h_rows, h_between, recurrent, z, zs, c, cs, made, made_stride, gates,
+                    )  # fmt: skip
                 if projected:
                     project(ip, cx, B, made, made_stride, out, ys)
                 previous, previous_stride = out, ys
                 s += 1
                 t += 1
+        if parts > 1:
+            dismissed(cx, parts)
         if T > 0:
             units = field(ip, PROJECTED_BLOCKS) if projected else blocks
             copy_rows(h, 0, hs, previous, 0, previous_stride, units * one, 1, B)
         return 0
 
-    return sequence
+    return sequence, share
+
+
+def stretch_of(weights: Floats, product: Any, general: Any) -> Any:
+    """stretch(ip, cx, B, first, last, …): blocks first … last - 1 of 16 units of one step of B rows, back and forth.
+
+    The block at w has its products with x and h added to z; its cells take c and make c_new and out.
+    """
+    v = weights.v
+    fused, cell = lstm_block(weights), cell_block(v)
+    one = v.vector_bytes
+    four = 4 * one
+    plain = general is None
+    one_row = cell if plain else general
+
+    @kernel
+    def cells(ip, cx, B, q, gates, c, cs, c_new, ns, out, os):  # type: ignore[no-untyped-def]
+        """The q-th 16 units of B rows, from their pre-activations."""
+        b = 0
+        while b < B:
+            z, old, new, to = gates + b * four, c + b * cs + q * one, c_new + b * ns + q * one, out + b * os + q * one
+            if plain:
+                one_row(z, old, new, to)
+            else:
+                peepholes = field(ip, PEEPHOLES)
+                peep = locate(cx, peepholes) + q * 3 * one if peepholes >= 0 else 0
+                one_row(ip, cx, z, peep, old, new, to)
+            b += 1
+
+    @kernel
+    def stretch(  # type: ignore[no-untyped-def]
+        ip, cx, B, first, last, forward, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c, cs, c_new, ns, out, os,
+        gates,
+    ):  # fmt: skip
+        always_inline()
+        k = first
+        while k < last:
+            q = k if forward else first + last - 1 - k
+            here, bias = w + q * w_step, z + q * four
+            if plain and B == 1:
+                following = here + w_step if forward else here - w_step
+                old, new = c + q * one, c_new + q * one
+                fused(here, x, inputs, h, recurrent, bias, old, new, out + q * one, following)
+            else:
+                product(here, x, xs, inputs, h, hs, recurrent, bias, zs, gates, four, B)
+                cells(ip, cx, B, q, gates, c, cs, c_new, ns, out, os)
+            k += 1
+
+    return stretch
 
 
 def state_clearing(v: Lanes) -> Any:
@@ -155,7 +208,7 @@ def state_clearing(v: Lanes) -> Any:
 
 
 def general_cell(v: Lanes, activate: Any) -> Any:
-    """block(ip, cx, z, peep, c, out): 16 units of one row, any cell."""
+    """block(ip, cx, z, peep, c, c_new, out): 16 units of one row, any cell."""
     vector_load = v.intrinsic(lambda b, at: v.load(b, at), "a", "v")
     vector_store = v.intrinsic(lambda b, at, x: v.store(b, x, at), "av", "")
     splat = v.intrinsic(v.splat, "s", "v")
@@ -184,7 +237,7 @@ def general_cell(v: Lanes, activate: Any) -> Any:
         return activate(code, x, float64_of_bits(word(at)), float64_of_bits(word(at + 8)))
 
     @kernel
-    def block(ip, cx, z, peep, c, out):  # type: ignore[no-untyped-def]
+    def block(ip, cx, z, peep, c, c_new, out):  # type: ignore[no-untyped-def]
         """16 units of one row: pre-activations z[4][16] and c to the new c and o∘h(c)."""
         never_inline()
         clip = float64_of_bits(field(ip, CLIP))
@@ -205,7 +258,7 @@ def general_cell(v: Lanes, activate: Any) -> Any:
         if peep != 0:
             zo = fma(vector_load(peep + one), cell, zo)
         o = gate(ip, cx, 0, bound(clip, zo))
-        vector_store(c, cell)
+        vector_store(c_new, cell)
         vector_store(out, multiply(o, gate(ip, cx, 2, cell)))
 
     return block
@@ -214,6 +267,13 @@ def general_cell(v: Lanes, activate: Any) -> Any:
 def kernels(weights: Floats, product: Any, floats_narrow: Any, activate: Any) -> dict[str, Any]:
     """The kernels of this file by the name the executor calls them."""
     v = weights.v
-    plain = layer(weights, product, floats_narrow, None)
-    general = layer(weights, product, floats_narrow, general_cell(v, activate))
-    return {"lstm": over_rows(plain, Lstm), "cell": over_rows(ragged(general, Lstm, state_clearing(v)), Lstm)}
+    *ahead, ahead_share = projection_shares(v, product)
+    plain, plain_share = layer(weights, product, floats_narrow, tuple(ahead), None)
+    general, general_share = layer(weights, product, floats_narrow, tuple(ahead), general_cell(v, activate))
+    return {
+        "lstm": over_rows(plain, Lstm),
+        "cell": over_rows(ragged(general, Lstm, state_clearing(v)), Lstm),
+        "lstm_share": plain_share,
+        "cell_share": general_share,
+        "projection_share": ahead_share,
+    }

@@ -11,6 +11,7 @@ float64 within 1e-15.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 from llvmlite import ir
@@ -18,6 +19,7 @@ from llvmlite import ir
 from .simd import Lanes
 
 LN2 = math.log(2.0)
+LOG2E = math.log2(math.e)
 # (2^r - 1) / r on [-1/2, 1/2], highest power first: a minimax fit, and for float64 the series itself.
 _EXP2M1_OVER_R_32 = (
     0.0001540352471197389,
@@ -39,6 +41,15 @@ def _polynomial(v: Lanes, b: ir.IRBuilder, coefficients: tuple[float, ...], r: i
 
 #: log2(e) minus its nearest float64.
 _LOG2E_TAIL = 2.0355273740931033e-17
+_LN2_EXACT = Fraction("0.6931471805599453094172321214581765680755001343602552541206800095")
+
+
+def _in_two(v: Lanes, number: Fraction) -> tuple[float, float]:
+    """A number as the sum of two, the first with so few bits that its products with exponents are exact."""
+    bits = 15 if v.bytes == 4 else 41
+    unit = Fraction(2) ** (bits - math.frexp(float(number))[1])
+    high = Fraction(round(number * unit)) / unit
+    return float(high), float(number - high)
 
 
 class _Powers:
@@ -51,12 +62,17 @@ class _Powers:
     def __init__(self, v: Lanes, b: ir.IRBuilder, x: ir.Value, factor: float) -> None:
         self.v, self.b = v, b
         high = float(v.dtype.type(factor))
-        low = factor - high if v.bytes == 4 else _LOG2E_TAIL * (factor / math.log2(math.e))
+        times = round(factor / LOG2E)  # a whole multiple
+        low = factor - high if v.bytes == 4 else _LOG2E_TAIL * times
         self.mantissa, bias = (23, 127) if v.bytes == 4 else (52, 1023)
         shifter = v.constant(1.5 * 2.0**self.mantissa + bias)
         self.shifted = v.fma(b, x, v.constant(high), shifter)
         self.n = b.fsub(self.shifted, shifter)
-        self.r = v.fma(b, x, v.constant(low), v.fma(b, x, v.constant(high), b.fneg(self.n)))
+        if v.fused:
+            self.r = v.fma(b, x, v.constant(low), v.fma(b, x, v.constant(high), b.fneg(self.n)))
+        else:  # a product's rounding error is lost: x gives up n/factor instead, in two parts
+            first, second = (b.fmul(self.n, v.constant(part)) for part in _in_two(v, _LN2_EXACT / times))
+            self.r = b.fmul(b.fsub(b.fsub(x, first), second), v.constant(factor))
 
     def quotient(self) -> ir.Value:
         """(2^r - 1) / r."""
@@ -83,9 +99,6 @@ def _bounded(v: Lanes, b: ir.IRBuilder, x: ir.Value, factor: float) -> ir.Value:
     """x where 2^(x·factor) is neither 0 nor inf, else just beyond that."""
     low, high = sorted(edge / factor for edge in _bounds(v))
     return v.minimum(b, v.constant(high), v.maximum(b, v.constant(low), x))
-
-
-LOG2E = math.log2(math.e)
 
 
 def exp(v: Lanes, b: ir.IRBuilder, x: ir.Value) -> ir.Value:

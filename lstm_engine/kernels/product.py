@@ -59,7 +59,7 @@ def _tile(weights: Floats, rows: int, vectors: int) -> Any:
 
 
 def lstm_block(weights: Floats) -> Any:
-    """block(w, x, Kx, h, Kh, z, c, out, next): 16 units of one row, product and cell in registers; updates c in place.
+    """block(w, x, Kx, h, Kh, z, c, c_new, out, next): 16 units of one row, product and cell in registers.
 
     ``next``: the weights read after these. Their first lines are asked for before the cell is computed, which
     leaves the way from the second-level cache idle otherwise.
@@ -67,28 +67,28 @@ def lstm_block(weights: Floats) -> Any:
     v = weights.v
 
     def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
-        w, x, x_depth, h, h_depth, z, c, out, following = operands
+        w, x, x_depth, h, h_depth, z, c, c_new, out, following = operands
         (sums,) = _sums(weights, b, w, [z], 4, [(x, int64(0), x_depth), (h, int64(0), h_depth)])
         for line in range(AHEAD):
             v.prefetch(b, b.add(following, int64(64 * line)))
         i, o, f, g = sums
-        c_new, h_new = maths.cell(v, b, (i, o, f, g), v.load(b, c))
-        v.store(b, c_new, c)
-        v.store(b, h_new, out)
+        cell, hidden = maths.cell(v, b, (i, o, f, g), v.load(b, c))
+        v.store(b, cell, c_new)
+        v.store(b, hidden, out)
 
-    return v.intrinsic(emit, "a" * 9, "")
+    return v.intrinsic(emit, "a" * 10, "")
 
 
 def cell_block(v: Lanes) -> Any:
-    """cell(z, c, out): 16 units of one row from their pre-activations z[4][16]; updates c in place."""
+    """cell(z, c, c_new, out): 16 units of one row from their pre-activations z[4][16]."""
 
-    def emit(b: ir.IRBuilder, z: ir.Value, c: ir.Value, out: ir.Value) -> None:
+    def emit(b: ir.IRBuilder, z: ir.Value, c: ir.Value, c_new: ir.Value, out: ir.Value) -> None:
         i, o, f, g = (v.load(b, b.add(z, int64(gate * v.vector_bytes))) for gate in range(4))
-        c_new, h_new = maths.cell(v, b, (i, o, f, g), v.load(b, c))
-        v.store(b, c_new, c)
-        v.store(b, h_new, out)
+        cell, hidden = maths.cell(v, b, (i, o, f, g), v.load(b, c))
+        v.store(b, cell, c_new)
+        v.store(b, hidden, out)
 
-    return v.intrinsic(emit, "aaa", "")
+    return v.intrinsic(emit, "aaaa", "")
 
 
 def product_rows(weights: Floats, vectors: int) -> Callable[..., None]:

@@ -112,9 +112,14 @@ class Lanes:
         """All lanes = the one element at an address."""
         return self.splat(b, b.load(pointer(b, at), typ=self.scalar, align=self.bytes))
 
+    @property
+    def fused(self) -> bool:
+        """Whether fma() rounds once."""
+        return target().fma
+
     def fma(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         """x·y + z, rounded once where the hardware can (llvm.fma would call a library where it cannot)."""
-        if not target().fma:
+        if not self.fused:
             return b.fadd(b.fmul(x, y), z)
         return call(b, f"llvm.fma.v{WIDTH}{self.suffix}", self.vector, [x, y, z])
 
@@ -195,7 +200,14 @@ def spread(b: ir.IRBuilder, word: ir.Value) -> ir.Value:
 def dot(b: ir.IRBuilder, total: ir.Value, four: ir.Value, weights: ir.Value) -> ir.Value:
     """total[j] + Σ_i a[i]·w[j][i]: four unsigned bytes a with sixteen times four signed bytes, exactly."""
     if target().vnni:
-        return call(b, "llvm.x86.avx512.vpdpbusd.512", WORDS, [total, b.bitcast(four, BYTES), weights])
+        name = f"llvm.x86.avx512.vpdpbusd.{8 * target().vector_bytes}"
+        return _in_registers(b, name, total, b.bitcast(four, BYTES), weights)
+    if target().dotprod:  # signed bytes alone: Σ a·w = Σ (a - 128)·w + 128·Σ w
+        name, none = "llvm.aarch64.neon.sdot.v4i32.v16i8", ir.Constant(WORDS, [0] * WIDTH)
+        signed = b.xor(b.bitcast(four, BYTES), ir.Constant(BYTES, [-128] * 4 * WIDTH))
+        sums = _in_registers(b, name, none, ir.Constant(BYTES, [1] * 4 * WIDTH), weights)
+        total = b.add(total, b.shl(sums, ir.Constant(WORDS, [7] * WIDTH)))
+        return _in_registers(b, name, total, signed, weights)
     # Even and odd bytes as 16-bit lanes; a sum of two neighbours' products is one instruction on x86 (pmaddwd).
     eight = ir.Constant(HALVES, [8] * 2 * WIDTH)
     signed, unsigned = b.bitcast(weights, HALVES), b.bitcast(four, HALVES)
@@ -204,6 +216,35 @@ def dot(b: ir.IRBuilder, total: ir.Value, four: ir.Value, weights: ir.Value) -> 
     for w, a in (evens, odds):
         total = b.add(total, _neighbours(b, w, a))
     return total
+
+
+def _in_registers(b: ir.IRBuilder, name: str, total: ir.Value, *bytes_: ir.Value) -> ir.Value:
+    """An intrinsic of (words, bytes, bytes) over 16 words, as many at a time as a register holds."""
+    count = target().vector_bytes // 4
+    if count == WIDTH:
+        return call(b, name, WORDS, [total, *bytes_])
+    pieces = [
+        call(
+            b,
+            name,
+            ir.VectorType(INT32, count),
+            [_slice(b, total, first, count), *(_slice(b, x, 4 * first, 4 * count) for x in bytes_)],
+        )
+        for first in range(0, WIDTH, count)
+    ]
+    while len(pieces) > 1:
+        pieces = [_joined(b, *pieces[k : k + 2]) for k in range(0, len(pieces), 2)]
+    return pieces[0]
+
+
+def _slice(b: ir.IRBuilder, x: ir.Value, first: int, count: int) -> ir.Value:
+    pick = ir.Constant(ir.VectorType(INT32, count), list(range(first, first + count)))
+    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), pick)
+
+
+def _joined(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    count = 2 * low.type.count
+    return b.shuffle_vector(low, high, ir.Constant(ir.VectorType(INT32, count), list(range(count))))
 
 
 def _neighbours(b: ir.IRBuilder, w: ir.Value, a: ir.Value) -> ir.Value:
@@ -311,6 +352,11 @@ def _never_inline(b: ir.IRBuilder) -> None:
     b.function.attributes.add("noinline")
 
 
+def _always_inline(b: ir.IRBuilder) -> None:
+    """Have a kernel's code in each of its callers."""
+    b.function.attributes.add("alwaysinline")
+
+
 def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
     """Treat denormals as zero from here on; the control word to restore afterwards."""
     if target().triple.startswith("x86_64"):
@@ -342,16 +388,52 @@ def _invoke(b: ir.IRBuilder, function: ir.Value, argument: ir.Value) -> ir.Value
     return b.call(b.inttoptr(function, function_type.as_pointer()), [argument])
 
 
+def _exchange(b: ir.IRBuilder, at: ir.Value, before: ir.Value, after: ir.Value) -> ir.Value:
+    """Turn a word from one value to another; 1 if it was this caller who did."""
+    outcome = b.cmpxchg(b.inttoptr(at, INT64.as_pointer()), before, after, "acq_rel", "monotonic")
+    return b.zext(b.extract_value(outcome, 1), INT64)
+
+
 def _try_acquire(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
     """Turn a word from 0 to 1; 1 if it was this caller who did."""
-    word_pointer = b.inttoptr(at, INT64.as_pointer())
-    outcome = b.cmpxchg(word_pointer, int64(0), int64(1), "acq_rel", "monotonic")
-    return b.zext(b.extract_value(outcome, 1), INT64)
+    return _exchange(b, at, int64(0), int64(1))
+
+
+def _publish(b: ir.IRBuilder, at: ir.Value, value: ir.Value) -> None:
+    """Write a word: who observes() it sees all that was written before."""
+    b.store_atomic(value, b.inttoptr(at, INT64.as_pointer()), "release", 8)
+
+
+def _observe(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
+    """Read a word that another thread publishes."""
+    return b.load_atomic(b.inttoptr(at, INT64.as_pointer()), "acquire", 8)
 
 
 def _release(b: ir.IRBuilder, at: ir.Value) -> None:
     """Turn a word back to 0."""
-    b.store_atomic(int64(0), b.inttoptr(at, INT64.as_pointer()), "release", 8)
+    _publish(b, at, int64(0))
+
+
+def _fence(b: ir.IRBuilder) -> None:
+    """All threads agree that what stands before came before what follows."""
+    b.fence("seq_cst")
+
+
+def _pause(b: ir.IRBuilder) -> None:
+    """Spend a moment of a loop that watches a word, at little cost to the core's other thread."""
+    if target().triple.startswith("x86_64"):
+        call(b, "llvm.x86.sse2.pause", ir.VoidType(), [])
+    elif target().triple.startswith(("aarch64", "arm64")):
+        call(b, "llvm.aarch64.isb", ir.VoidType(), [ir.Constant(INT32, 15)])
+
+
+def _ticks(b: ir.IRBuilder) -> ir.Value:
+    """A clock of constant rate that all cores share."""
+    if target().triple.startswith(("aarch64", "arm64")):  # the cycle counter is not for user programs there
+        clock_type = ir.FunctionType(INT64, [ir.MetaDataType()])
+        read = cgutils.get_or_insert_function(b.module, clock_type, "llvm.read_volatile_register.i64")
+        return b.call(read, [b.module.add_metadata(["cntvct_el0"])])
+    return call(b, "llvm.readcyclecounter", INT64, [])
 
 
 def _bits_to_float(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
@@ -367,9 +449,16 @@ set_half = _integers.intrinsic(_half_store, "aa", "")
 copy_bytes = _integers.intrinsic(_copy_bytes, "aaa", "")
 clear_bytes = _integers.intrinsic(_clear_bytes, "aa", "")
 never_inline = _integers.intrinsic(_never_inline, "", "")
+always_inline = _integers.intrinsic(_always_inline, "", "")
 flush_denormals = _integers.intrinsic(_flush_denormals, "", "a")
 try_acquire = _integers.intrinsic(_try_acquire, "a", "a")
 release = _integers.intrinsic(_release, "a", "")
+exchange = _integers.intrinsic(_exchange, "aaa", "a")
+publish = _integers.intrinsic(_publish, "aa", "")
+observe = _integers.intrinsic(_observe, "a", "a")
+fence = _integers.intrinsic(_fence, "", "")
+pause = _integers.intrinsic(_pause, "", "")
+ticks = _integers.intrinsic(_ticks, "", "a")
 invoke = _integers.intrinsic(_invoke, "aa", "a")
 float64_of_bits = lanes("float64").intrinsic(_bits_to_float, "a", "s")
 restore_denormals = _integers.intrinsic(_restore_denormals, "a", "")

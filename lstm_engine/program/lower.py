@@ -25,7 +25,20 @@ from ..passes.shapes import Specialised
 from ..passes.states import RECURRENT
 from .arena import CANARY_BYTES, Buffer, aligned, place
 from .packing import Store
-from .program import Field, HostCall, HostOperand, Instruction, Pinned, Place, Port, Program, Rows, StateSlot, Stretch
+from .program import (
+    Field,
+    HostCall,
+    HostOperand,
+    Instruction,
+    Means,
+    Pinned,
+    Place,
+    Port,
+    Program,
+    Rows,
+    StateSlot,
+    Stretch,
+)
 from .validate import TAIL, validate
 from .weights import form_of
 
@@ -38,6 +51,7 @@ FEWEST_STEPS: Final = 4
 #: Bounds of an arena: this many bytes, or in a run this many times the bytes fed.
 MOST_BYTES: Final = 1 << 30
 MOST_BYTES_PER_BYTE_FED: Final = 1024
+NEVER: Final = 1 << 62  # the instruction after which a buffer ends that never does
 
 
 class NoInstructionError(Exception):
@@ -102,12 +116,13 @@ def block_steps(batch: int, streamed: bool) -> int:
 class Lowering:
     """One lowering under way: where each tensor lies, and the instructions so far."""
 
-    def __init__(self, graph: Graph, known: Specialised, plan: Plan, store: Store, precision: str) -> None:
+    def __init__(self, graph: Graph, known: Specialised, plan: Plan, store: Store, means: Means) -> None:
         self.graph = graph
         self.known = known
         self.plan = plan
         self.store = store
-        self.weights = form_of(precision)
+        self.means = means
+        self.weights = form_of(means.precision)
         self.dtype = self.weights.dtype
         self.roles = assign_roles(graph, known)
         if plan.flat:
@@ -155,6 +170,12 @@ class Lowering:
         buffer = Buffer(name, aligned(max(size, 1)), persistent)
         self.buffers.append(buffer)
         return Place(buffer)
+
+    def apart(self, size: int, name: str) -> Place:
+        """New bytes in the arena that nothing else ever uses: a helping thread may come late."""
+        place = self.buffer(size, name)
+        place.buffer.first, place.buffer.last = 0, NEVER
+        return place
 
     def row_stride(self, width: int, dtype: Any) -> int:
         """Bytes from row to row: the width rounded up to whole vectors of 16."""
@@ -506,6 +527,7 @@ class Lowering:
         code = np.stack([instruction.encoded() for instruction in self.instructions])
         program = Program(
             precision=self.weights.precision,
+            parts=max((i.parts for i in self.instructions), default=1),
             batch=self.batch,
             block=self.block,
             causal=self.plan.causal,

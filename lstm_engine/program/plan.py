@@ -26,7 +26,7 @@ from . import shaping as shaping
 from . import within as within
 from .lower import Kept, Lowering, Plan, block_steps
 from .packing import Store
-from .program import Program
+from .program import Means, Program
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -53,7 +53,7 @@ def capacity(steps: int) -> int:
     return max(SMALLEST_CAPACITY, 1 << (steps - 1).bit_length())
 
 
-def lower_run(graph: Graph, shapes: Shapes, store: Store, precision: str) -> Lowered:
+def lower_run(graph: Graph, shapes: Shapes, store: Store, means: Means) -> Lowered:
     """A program for whole sequences.
 
     Block by block where the model looks only back; else with room for up to capacity() steps; else, where the network
@@ -70,12 +70,12 @@ def lower_run(graph: Graph, shapes: Shapes, store: Store, precision: str) -> Low
         batch = roles.size(roles.batch)
         for plan in (Plan(True, False, block_steps(batch, False)), Plan(False, False, capacity(steps))):
             with suppress(StreamingError, ModelFormatError, UnsupportedModelError):
-                program = independent_of_steps(graph, shapes, time_axes, store, precision, plan)
+                program = independent_of_steps(graph, shapes, time_axes, store, means, plan)
                 if program is not None:
                     return Lowered(program, time_axes, True)
-    program = Lowering(now, known, Plan(False, False, steps), store, precision).lower()
+    program = Lowering(now, known, Plan(False, False, steps), store, means).lower()
     if program.hosts:  # a time axis that convolutions or attention run along as well is better one of the row's
-        flat = Lowering(now, known, Plan(False, False, 1, flat=True), store, precision).lower()
+        flat = Lowering(now, known, Plan(False, False, 1, flat=True), store, means).lower()
         if len(flat.hosts) < len(program.hosts):
             return Lowered(flat, dict.fromkeys(time_axes), False)
     return Lowered(program, time_axes, False)
@@ -86,7 +86,7 @@ def independent_of_steps(
     shapes: Shapes,
     time_axes: Mapping[str, int | None],
     store: Store,
-    precision: str,
+    means: Means,
     plan: Plan,
     kept: Sequence[Kept] = (),
     shown: Container[str] | None = None,
@@ -102,8 +102,8 @@ def independent_of_steps(
     known, beyond = specialise(here.graph, shapes), specialise(there.graph, longer)
     if settles(here.graph, known, beyond) is not None:
         return None
-    one = Lowering(here.graph, known, plan, store, precision).lower(kept, shown)
-    other = Lowering(there.graph, beyond, plan, store, precision).lower(kept, shown)
+    one = Lowering(here.graph, known, plan, store, means).lower(kept, shown)
+    other = Lowering(there.graph, beyond, plan, store, means).lower(kept, shown)
     return one if one.structure() == other.structure() else None
 
 

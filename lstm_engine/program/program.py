@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..encoding import WORDS, Opcode, constant
+from ..encoding import WORDS, Lstm, Opcode, constant
 from ..graph import Node
 from ..passes.axes import Axes
 from .arena import Buffer
@@ -81,6 +81,11 @@ class Instruction:
     note: str  # shapes and kernel variant, for people
     weight_bytes: int = 0
     operations: int = 0  # floating-point operations a step
+
+    @property
+    def parts(self) -> int:
+        """Shares that it is cut into, for helpers and the caller."""
+        return int(self.fields.get(Lstm.PARTS, 1)) if self.opcode in (Opcode.LSTM, Opcode.CELL) else 1  # type: ignore[arg-type]
 
     def encoded(self) -> np.ndarray:
         """The instruction's words, once all buffers have their offsets."""
@@ -159,6 +164,14 @@ class StateSlot:
 
 
 @dataclass(frozen=True)
+class Means:
+    """What programs of a model may use: the precision its weights are held in, and at most so many threads."""
+
+    precision: str
+    threads: int = 1
+
+
+@dataclass(frozen=True)
 class Program:
     """Everything the executor needs but an arena.
 
@@ -167,6 +180,7 @@ class Program:
     """
 
     precision: str  # of the weights
+    parts: int  # shares that its largest steps are cut into, one of them the caller's own
     batch: int
     block: int
     causal: bool

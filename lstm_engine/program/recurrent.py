@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..encoding import PREPARED_AT_ONCE, Cell, Function, Lstm, Opcode, Recurrent
+from ..encoding import PREPARED_AT_ONCE, SHARE_WORDS, WORD_BYTES, Cell, Function, Lstm, Opcode, Recurrent
 from ..errors import StreamingError
 from ..graph import Node
 from ..machine import cache_sizes, target
@@ -35,6 +35,10 @@ GATE_FUNCTIONS: Final = {
     "softsign": Function.SOFTSIGN,
     "softplus": Function.SOFTPLUS,
 }
+#: A step is cut into shares of at least so long, by what a core roughly does.
+SECONDS_A_SHARE: Final = 1.5e-6
+BYTES_PER_SECOND: Final = 80e9
+OPERATIONS_PER_SECOND: Final = 80e9
 #: Below this many bytes of input weights, with one row a step, projecting ahead saves nothing
 #: (bench row `sequence-h16-b1`, whose 4 KB are where it begins to).
 HOIST_BYTES: Final = 4 << 10
@@ -124,21 +128,46 @@ def _emit_lstm(
     if fields[Lstm.PROJECTION] != -1:
         hidden = _at_once(low, direction) * blocks(units) * LANES * low.dtype.itemsize
         fields[Lstm.HIDDEN] = low.buffer(hidden, "hidden")
+    weight_bytes = blocks(units) * (low.weights.part_bytes(W.shape[1], 4) + low.weights.part_bytes(R.shape[1], 4))
+    operations = 2 * (W.size + R.size) * _steps_a_row(direction) * direction.rows
     general = lengths is not None or not plain
     row = blocks(units) * 4 * LANES * low.dtype.itemsize
     steps = _steps_ahead(low, direction, W.nbytes)
     fields[Lstm.HOIST] = steps
     if steps:
         fields[Lstm.PRE] = low.buffer(steps * _at_once(low, direction) * row, "input projections")
+    fields |= _shares(low, direction, units, weight_bytes, 2 * (W.size + R.size), steps * row)
     fields[Lstm.X_ROOM] = prepared_rows(low, W.shape[1], max(1, steps) * _at_once(low, direction))
     fields[Lstm.H_ROOM] = prepared_rows(low, R.shape[1], _at_once(low, direction))
     low.emit(
         Opcode.CELL if general else Opcode.LSTM,
         fields,
         _note(low, direction, units, "general cell" if general else "plain cell"),
-        blocks(units) * (low.weights.part_bytes(W.shape[1], 4) + low.weights.part_bytes(R.shape[1], 4)),
-        2 * (W.size + R.size) * _steps_a_row(direction) * direction.rows,
+        weight_bytes,
+        operations,
     )
+
+
+def _shares(
+    low: Lowering, direction: Direction, units: int, weight_bytes: int, operations: int, pre_bytes: int
+) -> dict[Any, Field]:
+    """Into how many shares a step is cut, and room for what helpers make; ``operations``, ``pre_bytes``: of a row."""
+    rows = _at_once(low, direction)
+    seconds = max(weight_bytes / BYTES_PER_SECOND, operations * rows / OPERATIONS_PER_SECOND)
+    parts = max(1, min(low.means.threads, blocks(units), int(seconds / SECONDS_A_SHARE)))
+    if parts == 1:
+        return {Lstm.PARTS: 1, Lstm.JOBS: -1, Lstm.STAGED: -1, Lstm.PRE_STAGED: -1}
+    return {
+        Lstm.PARTS: parts,
+        Lstm.JOBS: low.apart((parts - 1) * SHARE_WORDS * WORD_BYTES, "shares"),
+        Lstm.STAGED: low.apart(staged_bytes(parts, rows, blocks(units), low.dtype.itemsize), "made by helpers"),
+        Lstm.PRE_STAGED: low.apart(rows * pre_bytes, "projections made by helpers") if pre_bytes else -1,
+    }
+
+
+def staged_bytes(parts: int, rows: int, count: int, size: int) -> int:
+    """Bytes of what helpers make: c and h of ``count`` blocks of units, and scratch for the gates of one each."""
+    return rows * (2 * count + 4 * (parts - 1)) * LANES * size
 
 
 @falls_back("LSTM", "GRU", "RNN")

@@ -38,7 +38,7 @@ from ..passes.statistics import with_normalisation_written_out
 from .lower import Kept, Lowering, Plan, block_steps
 from .packing import Store
 from .plan import OTHER_STEPS, PROBES, Shapes, independent_of_steps, probe_shapes
-from .program import Program
+from .program import Means, Program
 
 MOST_SIZES: Final = 8  # sizes of frames that programs are kept for
 #: Sizes to try for an open dimension that primes do not fit: frames of audio, mostly.
@@ -196,7 +196,7 @@ class Frames:
     frame: Mapping[str, tuple[int | None, ...]]
     shown: frozenset[str]
     store: Store
-    precision: str
+    means: Means
     _programs: OrderedDict[tuple[tuple[int, ...], ...], Program] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -226,15 +226,15 @@ class Frames:
         roles = assign_roles(now, known)
         kept = [Kept(pair.input, pair.output) for pair in self.pairs]
         timed, flat = Plan(False, False, roles.size(roles.time)), Plan(False, False, 1, flat=True)
-        program = Lowering(now, known, timed, self.store, self.precision).lower(kept, self.shown)
+        program = Lowering(now, known, timed, self.store, self.means).lower(kept, self.shown)
         if not program.hosts:
             return program
-        other = Lowering(now, known, flat, self.store, self.precision).lower(kept, self.shown)
+        other = Lowering(now, known, flat, self.store, self.means).lower(kept, self.shown)
         return other if len(other.hosts) < len(program.hosts) else program
 
 
 def lower_stream(
-    graph: Graph, batch: int, declared: Mapping[str, str | None] | None, store: Store, precision: str
+    graph: Graph, batch: int, declared: Mapping[str, str | None] | None, store: Store, means: Means
 ) -> Streamable:
     """The program of a stream of ``batch`` rows.
 
@@ -242,7 +242,7 @@ def lower_stream(
     what its states are; UnsupportedModelError.
     """
     try:
-        return _Streaming(graph, batch, declared, store, precision).lower()
+        return _Streaming(graph, batch, declared, store, means).lower()
     except ModelFormatError as fault:  # the file fits itself (load saw to that), so it is the batch that does not
         raise StreamingError(f"{graph.origin} takes no stream of batch {batch}: {fault}") from fault
 
@@ -251,12 +251,12 @@ class _Streaming:
     """One graph about to be streamed: what is known of it, and the ways there are."""
 
     def __init__(
-        self, graph: Graph, batch: int, declared: Mapping[str, str | None] | None, store: Store, precision: str
+        self, graph: Graph, batch: int, declared: Mapping[str, str | None] | None, store: Store, means: Means
     ) -> None:
         self.file = graph
         self.batch = batch
         self.store = store
-        self.precision = precision
+        self.means = means
         self.batch_axes, self.shapes = self._at_batch()
         taken = branched(graph, self.shapes).graph
         open_ = [axis for axes in _open_axes(graph).values() for axis in axes if axis not in self.batch_axes]
@@ -339,13 +339,11 @@ class _Streaming:
         plan = Plan(True, True, block_steps(self.batch, True))
         if any(axis is not None for axis in time_axes.values()) and self._open():
             self._check_branches()
-            program = independent_of_steps(inner, shapes, time_axes, self.store, self.precision, plan, kept, self.shown)
+            program = independent_of_steps(inner, shapes, time_axes, self.store, self.means, plan, kept, self.shown)
             if program is None:
                 raise StreamingError(f"{self.graph.origin}: what it computes depends on the number of steps")
         else:
-            program = Lowering(inner, specialise(inner, shapes), plan, self.store, self.precision).lower(
-                kept, self.shown
-            )
+            program = Lowering(inner, specialise(inner, shapes), plan, self.store, self.means).lower(kept, self.shown)
         return Streamable(self.pairs, {**self.state_shapes, **own}, program)
 
     def _check_rows(self, kept: list[Kept]) -> None:
@@ -399,7 +397,7 @@ class _Streaming:
         if loose:
             raise StreamingError(f"{self.graph.origin} leaves open how large its states are: {'; '.join(loose)}")
         self._check_rows([Kept(pair.input, pair.output) for pair in self.pairs])
-        frames = Frames(self.file, self.pairs, self.state_shapes, frame, self.shown, self.store, self.precision)
+        frames = Frames(self.file, self.pairs, self.state_shapes, frame, self.shown, self.store, self.means)
         program = frames.program({spec.name: self.shapes[spec.name] for spec in self.data})
         kept = tuple(StatePair(pair.input, pair.output, ()) for pair in self.pairs)
         return Streamable(kept, self.state_shapes, program, frames)

@@ -16,6 +16,8 @@ import numpy as np
 from ..encoding import (
     PLACES_AT_ONCE,
     PREPARED_AT_ONCE,
+    SHARE_WORDS,
+    WORD_BYTES,
     Cell,
     Convolution,
     Copy,
@@ -152,8 +154,13 @@ def _lstm(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator
     yield Extent(Lstm.C, _span(_all_rows(f, Lstm, steps), f[Lstm.C_STRIDE], 1, 0, blocks * vector), True)
     yield Extent(Lstm.BIAS, blocks * 4 * vector, False)
     yield Extent(Lstm.GATES, rows * 4 * vector, True)
+    if f[Lstm.PARTS] > 1:
+        yield Extent(Lstm.JOBS, (f[Lstm.PARTS] - 1) * SHARE_WORDS * WORD_BYTES, True)
+        yield Extent(Lstm.STAGED, rows * (2 * blocks + 4 * (f[Lstm.PARTS] - 1)) * vector, True)
     if f[Lstm.HOIST] > 1:
-        yield Extent(Lstm.PRE, f[Lstm.HOIST] * rows * blocks * 4 * vector, True)
+        pre = f[Lstm.HOIST] * rows * blocks * 4 * vector
+        yield Extent(Lstm.PRE, pre, True)
+        yield Extent(Lstm.PRE_STAGED, pre if f[Lstm.PARTS] > 1 else 0, True)
 
 
 def _cell(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:

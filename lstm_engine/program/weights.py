@@ -65,8 +65,7 @@ class Byte(Form):
             return np.zeros((blocks, 0), np.uint8)
         levels, scales = int8_levels(values, axis=1)
         sums = -(LEVELS + 1) * levels.sum(axis=1, dtype=np.int32)
-        even = _even(levels, 4)
-        groups = even.reshape(blocks, even.shape[1] // 4, 4, vectors, lanes).transpose(0, 1, 3, 4, 2)
+        groups = _even(levels, 4).reshape(blocks, -(-depth // 4), 4, vectors, lanes).transpose(0, 1, 3, 4, 2)
         return np.concatenate([_bytes(sums), _bytes(scales.astype(np.float32)), _bytes(groups)], axis=1)
 
 

@@ -1,7 +1,7 @@
 """Weights of a lesser precision: what the products of a graph are then, exactly.
 
-In bfloat16 a product is that of the rounded weights. In int8 both of its operands are levels times a scale: weights have
-a scale for each output, rows one of their own, taken from the row as float32:
+In bfloat16 a product is that of the rounded weights. In int8 both of its operands are levels times a scale: weights
+have a scale for each output, rows one of their own, taken from the row as float32:
 
     scale = max|x| / 127        (h of a cell that stays within ±1: max(1, max|h|) / 127)
     q     = x · (127 / max|x|), to the nearest integer, ties to even

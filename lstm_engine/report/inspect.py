@@ -53,7 +53,7 @@ def _lowered(model: Model, batch: int) -> _Lowering:
     except LstmEngineError as fault:
         why_not = str(fault)
     try:
-        lowered = lower_run(model.graph, probe_shapes(model.graph), model.store, model.precision)
+        lowered = lower_run(model.graph, probe_shapes(model.graph), model.store, model.means)
         return _Lowering(lowered.program, False, why_not)
     except LstmEngineError as fault:
         return _Lowering(None, False, f"{why_not}; and for a whole sequence: {fault}")
