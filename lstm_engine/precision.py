@@ -68,6 +68,18 @@ def weight_axes(graph: Graph) -> dict[str, int]:
     return {name: axis for name, (axis,) in axes.items() if axis is not None}
 
 
+def sizes(graph: Graph, precision: str) -> tuple[int, int, int]:
+    """Numbers that a graph holds, how many of them are weights in a lesser ``precision``, and the bytes of all."""
+    floats = {name: value for name, value in graph.constants.items() if value.dtype.kind == "f"}
+    less = {name: axis for name, axis in weight_axes(graph).items() if precision in ROUNDINGS}
+    bytes_ = sum(value.nbytes for name, value in floats.items() if name not in less)
+    for name, axis in less.items():
+        value = floats[name]
+        scales = 4 * value.size // max(1, value.shape[axis])
+        bytes_ += 2 * value.size if precision == "bfloat16" else value.size + scales
+    return sum(value.size for value in floats.values()), sum(floats[name].size for name in less), bytes_
+
+
 def _uses(graph: Graph) -> dict[str, set[int | None]]:
     """For each name: the axes summed over where it is a weight, None where it is read otherwise."""
     uses: dict[str, set[int | None]] = {}

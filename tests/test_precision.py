@@ -757,3 +757,74 @@ def streams(model: le.Model) -> bool:
     except le.StreamingError:
         return False
     return True
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_those_of_the_saved_arrays(tmp_path: Path) -> None:
+    """What inspect and convert say of a file is what lies in it."""
+    case = NetCase(head="dense_log_softmax", vocabulary=50, hidden=(64, 33), outputs=50)
+    for how in ("float32", *LESSER):
+        model = model_of(replace(case, precision=how))
+        parameters, less, size = precision.sizes(model.graph, how)
+        model.save(tmp_path / "m.npz")
+        with zipfile.ZipFile(tmp_path / "m.npz") as archive:
+            held = [np.load(io.BytesIO(archive.read(n))) for n in archive.namelist() if n.endswith(".npy")]
+        assert size == sum(a.nbytes for a in held if a.dtype.kind == "f" or a.dtype in (np.int8, np.uint16))
+        assert parameters == sum(x.size for x in model.graph.constants.values() if x.dtype.kind == "f")
+        assert less == (0 if how == "float32" else weight_count(model))
+
+
+@pytest.mark.parametrize("how", LESSER)
+def test_commands_say_what_is_held(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.onnx").write_bytes(LayerCase(H=17, I=5).model())
+    given, target = str(tmp_path / "m.onnx"), str(tmp_path / "m.npz")
+    assert f"1,496 of 1,632 parameters in {how}" in called(capsys, "convert", given, target, "--precision", how)
+    assert f"1,496 of them as {how}" in called(capsys, "inspect", target)
+    described = json.loads(called(capsys, "inspect", target, "--json"))
+    assert (described["precision"], described["less_precise"]) == (how, 1496)
+    assert any(how in row["what"] for row in described["program"]["instructions"])
+    assert "to full" in called(capsys, "verify", given, "--precision", how)
+    assert "agrees" in called(capsys, "verify", target)
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command that succeeds prints."""
+    from lstm_engine import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["lstm-engine", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    said = capsys.readouterr()
+    assert not ended.value.code, said.err
+    return said.out + said.err
+
+
+@pytest.mark.parametrize("how", LESSER)
+def test_verify_sees_an_engine_that_differs(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results that are a few roundings off, not a level."""
+    model = model_of(LayerCase(H=17, I=5, precision=how))
+    run = model.run
+
+    def shifted(feeds: Any, outputs: Any = None) -> dict[str, np.ndarray]:
+        return {name: y * np.float32(1 + 1e-3) for name, y in run(feeds, outputs).items()}
+
+    monkeypatch.setattr(model, "run", shifted)
+    assert not any(each.holds for each in verify.compared(model, None, 0, 2))
+
+
+def test_the_cost_is_that_to_the_files_own_weights(tmp_path: Path) -> None:
+    case = LayerCase(H=64, I=64)
+    (tmp_path / "m.onnx").write_bytes(case.model())
+    path = str(tmp_path / "m.onnx")
+    own = verify.definition_of(path, None)
+    costs = {
+        how: [each.cost for each in verify.compared(le.load(path, precision=how), None, 0, 2, own)]
+        for how in ("float32", *LESSER)
+    }
+    assert set(costs["float32"]) == {None}
+    assert all(1e-5 < cost < 0.01 for cost in costs["bfloat16"] if cost is not None)
+    assert all(1e-4 < cost < 0.1 for cost in costs["int8"] if cost is not None)
+    assert None not in costs["bfloat16"] + costs["int8"]
