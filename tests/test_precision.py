@@ -274,7 +274,7 @@ int8_layers = st.builds(
 ).map(lawful)
 
 
-@examples(150)
+@examples(80)
 @given(case=int8_layers, seed=st.integers(0, 999))
 def test_an_int8_layer_is_its_definition(case: LayerCase, seed: int) -> None:
     assert_is_defined(case, feeds_of_all_kinds(case, seed))
@@ -730,11 +730,19 @@ ZOO = Path(__file__).resolve().parent.parent.parent / "shared" / "zoo"
 NEAR_FLOAT32 = {"bfloat16": 0.05, "int8": 0.25}
 
 
-def public() -> Iterator[tuple[str, str]]:
+#: Files whose definition takes seconds: loops, hundreds of nodes, hundreds of steps.
+LONG = {
+    "apple_dash.onnx", "gtcrn.onnx", "ruhm_lstm_nested.onnx", "silero_v3_op13.onnx", "stateful_tf.onnx",
+    "weather_pwa.onnx",
+}  # fmt: skip
+
+
+def public() -> Iterator[Any]:
     index = ZOO / "index.json"
     for entry in json.loads(index.read_text()) if index.exists() else []:
         if entry["expect"] != "refuse":
-            yield from ((entry["file"], how) for how in LESSER)
+            marks = [pytest.mark.nightly] if entry["file"] in LONG else []
+            yield from (pytest.param(entry["file"], how, marks=marks) for how in LESSER)
 
 
 @pytest.mark.skipif(not (ZOO / "index.json").exists(), reason="the collection of public models is not here")
