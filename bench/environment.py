@@ -95,7 +95,7 @@ def _caches() -> dict[str, int]:
 
 
 def _code() -> dict[str, Any]:
-    from lstm_engine.jit import digest
+    from lstm_engine.image import digest
     from lstm_engine.machine import target
 
     return {"kernels": digest(), "variant": target().variant, "llvm_cpu": target().cpu}

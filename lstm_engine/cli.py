@@ -30,6 +30,7 @@ from .signals import Signals, remembered_interrupts
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
+    from rich.status import Status
 
     from .model import Model
     from .stream import Stream
@@ -170,14 +171,13 @@ class _Options:
         """The same options, but for the precision."""
         return _Options({**self.given, "precision": precision})
 
-    def load(self, path: Path, quick: bool = False) -> Model:
-        """The model, its compiled code ready unless ``quick``."""
+    def load(self, path: Path) -> Model:
+        """The model; what its first use compiles is shown."""
+        from .image import watch
         from .model import load
 
-        model = load(path, **self.given)
-        if not quick:
-            _compile(model.precision)
-        return model
+        watch(_compile_bar)
+        return load(path, **self.given)
 
 
 def _with_load_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -231,6 +231,9 @@ def _is_terminal(stream: Any) -> bool:
     return stream is not None and not stream.closed and bool(stream.isatty())
 
 
+_shown: Final[list[Status]] = []  # what turns while something takes its time
+
+
 @contextmanager
 def _compile_bar() -> Iterator[Callable[[str, int, int], None]]:
     """What to report compilation to: a bar on a terminal, once there is anything to compile."""
@@ -245,6 +248,8 @@ def _compile_bar() -> Iterator[Callable[[str, int, int], None]]:
 
     def report(name: str, done: int, total: int) -> None:
         if not task:
+            for status in _shown:  # one thing moves at a time
+                status.stop()
             bar.start()
             task.append(bar.add_task("compiling, once for this machine", total=total, part=""))
         bar.update(task[0], completed=done, total=total, part=name)
@@ -254,14 +259,8 @@ def _compile_bar() -> Iterator[Callable[[str, int, int], None]]:
     finally:
         if task:
             bar.stop()
-
-
-def _compile(precision: str) -> None:
-    """Have the executor's machine code ready before its first use."""
-    from .kernels import executor
-
-    with _compile_bar() as progress:
-        executor.executor(precision).address(progress)
+            for status in _shown:
+                status.start()
 
 
 @contextmanager
@@ -270,8 +269,12 @@ def _waiting(what: str) -> Iterator[None]:
     if not _is_terminal(sys.stderr):
         yield
         return
-    with _console(stderr=True).status(what):
-        yield
+    with _console(stderr=True).status(what) as status:
+        _shown.append(status)
+        try:
+            yield
+        finally:
+            _shown.remove(status)
 
 
 def _version(wanted: bool) -> None:
@@ -304,7 +307,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a model: inputs, outputs, states, and the program that runs it."""
-    loaded = options.load(model, quick=not timed)
+    loaded = options.load(model)
     from .report.inspect import described, printed
 
     description = described(loaded, batch, timed)
@@ -327,7 +330,7 @@ def convert(
     if output.suffix != ".npz":
         raise typer.BadParameter(f"{output}: expected a name that ends in .npz")
     _check_folder(output)
-    loaded = options.load(model, quick=True)
+    loaded = options.load(model)
     loaded.save(output)
     from .precision import sizes
 
@@ -356,7 +359,7 @@ def verify(
     if model.suffix == ".onnx":
         definition = definition_of(os.fspath(model), options.given["constants"])
     elif lesser:
-        definition = options.at("float32").load(model, quick=True).graph
+        definition = options.at("float32").load(model).graph
     if lesser:
         why_not = f"it does not run weights in {loaded.precision}"
     elif model.suffix == ".onnx":
@@ -386,10 +389,10 @@ def warm_up(
     ] = None,
 ) -> None:
     """Compile ahead of time what the first use of any model would compile."""
-    from .kernels import executor
+    from .image import watch
+    from .images import needed
     from .machine import CACHE_KNOB, cache_folder
     from .precision import PRECISIONS
-    from .report.rehearsal import rehearse
 
     folder = cache_folder()
     if folder is None:
@@ -398,11 +401,11 @@ def warm_up(
     wanted = list(precision or ["float32"]) + (["float64"] if float64 else [])
     if strange := [name for name in wanted if name not in PRECISIONS]:
         raise typer.BadParameter(f"{', '.join(strange)}: expected {', '.join(PRECISIONS)}")
+    watch(_compile_bar)
     for name in wanted:
-        _compile(name)
-        with _waiting(f"using {name} for the first time"):
-            rehearse(name)
-    missing = [e for e in wanted if (path := executor.executor(e).path) is None or not path.is_file()]
+        for image in needed(name):
+            image.load()
+    missing = [name for name in wanted if not all(image.cached for image in needed(name))]
     if missing:
         _fail(f"compiled for {', '.join(missing)}, but {folder} could not be written, or others can write to it")
     print(f"{', '.join(wanted)}: ready in {folder}")

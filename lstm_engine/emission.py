@@ -22,12 +22,12 @@ SYMBOL: Final = "lstm_engine_run"
 _CHILD: Final = "from lstm_engine.emission import _answer; _answer()"
 
 
-def emit(machine: Target, *image: str, assembly: bool = False) -> bytes:
-    """The object file of an executor (``image``: what `executor.executor` is called with), or its assembly text.
+def emit(machine: Target, precision: str, kernel_set: str = "full", *, assembly: bool = False) -> bytes:
+    """The object file of an executor (a precision's, with a set of kernels of images.py), or its assembly text.
 
     Raises TargetError if LLVM knows no such machine, or cannot express the kernels on it.
     """
-    order = json.dumps({"machine": asdict(machine), "image": image, "assembly": assembly})
+    order = json.dumps({"machine": asdict(machine), "image": [precision, kernel_set], "assembly": assembly})
     package = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
@@ -50,7 +50,8 @@ def _answer() -> None:
     """The other process: an order on standard input, the object on standard output."""
     order = json.load(sys.stdin)
     assume(Target(**order["machine"]))
-    from .kernels.executor import executor
+    from .images import emitted
 
-    made = executor(*order["image"]).emitted(SYMBOL, order["assembly"])
+    precision, kernel_set = order["image"]
+    made = emitted(SYMBOL, precision, kernel_set, order["assembly"])
     sys.stdout.buffer.write(made)

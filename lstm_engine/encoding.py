@@ -173,8 +173,8 @@ class Lstm(IntEnum):
     UNIT = 40  # h is never beyond ±1 if it does not begin there
     PARTS = 41  # shares that the units of a step are cut into, one of them the caller's own
     JOBS = 42  # scratch of nobody else: a Share for each other part, or -1
-    STAGED = 43  # scratch of nobody else: c and h [ROWS][BLOCKS], and GATES for each other part, or -1
-    PRE_STAGED = 44  # scratch of nobody else, as PRE, or -1
+    STAGED = 43  # scratch of nobody else: c and h [ROWS][BLOCKS] and GATES for each other part, or -1
+    PRE_STAGED = 44  # scratch of nobody else: a PRE for each other part, or -1
 
 
 class Share(IntEnum):
@@ -428,6 +428,7 @@ MOST_AXES: Final = 8  # of an array that a Form describes
 NOT_FITTING: Final = -1  # the arrays need converting first
 BUSY: Final = -2  # another caller is running on this context
 RUNG: Final = -3  # done, and a helping thread would have been of use that sleeps
+ABSENT: Final = -4  # an instruction whose kernel this image does not have
 
 
 class Worker(IntEnum):

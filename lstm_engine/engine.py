@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from .encoding import BUSY, FORM_WORDS, INSTRUCTION_BYTES, PORT_WORDS, RUNG, Context, Form, port_word
+from .encoding import ABSENT, BUSY, FORM_WORDS, INSTRUCTION_BYTES, PORT_WORDS, RUNG, Context, Form, port_word
 from .encoding import Port as PortWord
 from .errors import InputError, LstmEngineError, StateError
 from .passes.shapes import measured
@@ -50,7 +50,7 @@ class Runner:
     """One arena and the context that runs a program over it; serves one caller at a time."""
 
     def __init__(self, program: Program) -> None:
-        from .kernels import executor
+        from . import images
 
         self.program = program
         self.arena = aligned_empty((program.arena_bytes,), np.uint8)
@@ -63,7 +63,7 @@ class Runner:
         words = {
             Context.CODE: self.code.ctypes.data,
             Context.ARENA: self.arena.ctypes.data,
-            Context.EXECUTOR: executor.executor(program.precision).address(),
+            Context.EXECUTOR: images.executor(program.precision, set(program.code[:, 0].tolist())).address("call"),
             Context.BLOCK: program.block,
             Context.STATE_BYTES: program.state_bytes,
             Context.SHADOW: program.shadow,
@@ -77,8 +77,8 @@ class Runner:
         self.words = self.context.data  # several times faster to write to than the array
         self.address = int(self.context.ctypes.data)
         self.step_seconds = step_seconds(program)
-        self._holding, self._releasing = (executor.context_entry(nogil) for nogil in (False, True))
-        self._acquire, self._give_up = executor.guards()
+        self._holding, self._releasing = (images.context_entry(nogil) for nogil in (False, True))
+        self._acquire, self._give_up = images.guards()
         for at in program.canaries:
             self.arena[at : at + CANARY_BYTES] = CANARY
         self.reset()
@@ -266,6 +266,8 @@ class Runner:
         """The error of a fault code, with the place it happened at."""
         if code == BUSY:
             return StateError(IN_USE)
+        if code == ABSENT:
+            raise AssertionError("the executor was chosen without looking at the program's instructions")
         index = (int(self.context[Context.FAULT_AT]) - int(self.code.ctypes.data)) // INSTRUCTION_BYTES
         node = self.program.listing[index].node
         value, limit = int(self.context[Context.FAULT_VALUE]), int(self.context[Context.FAULT_LIMIT])
@@ -338,10 +340,10 @@ class Attachment:
     @staticmethod
     def of(port: Port, layout: Layout) -> Attachment:
         """The attachment of a port."""
-        from .kernels import executor
+        from . import images
 
         base = port_word(port.index, PortWord.ADDRESS)
-        return Attachment(port.name, port.dtype, base, layout, executor.binder())
+        return Attachment(port.name, port.dtype, base, layout, images.binder())
 
 
 def _contiguous_strides(shape: tuple[int, ...], item_bytes: int) -> list[int]:

@@ -1,81 +1,104 @@
-"""The only file that names njit: flags, the compiled-code cache, progress.
+"""The only file that names njit: how kernels become the machine code of an image.
 
-``kernel`` compiles an inner function on demand, as part of whoever calls it. ``Compiled`` is an entry
-point: machine code kept on disk under a digest of everything that decides it.
-
-Why not Numba's own cache: it is keyed by the caller's file alone, so it runs stale code after an edit
-elsewhere; its index can outlive its data; a damaged file raises at import; a read-only folder is not
-read at all. Here one file per entry point holds a checksum and the code; it is written aside and moved
-into place, refused when another user could have written it, and anything wrong with it means
-"compile again", never an error.
+``kernel`` compiles an inner function on demand, as part of whoever calls it; ``compile_image`` makes an object file of
+kernels (``image.py``, which also keeps it on disk).
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import logging
-import os
-import pickle
-import stat
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from types import FunctionType
 from typing import Any, Final
 
-import llvmlite
+import llvmlite.binding as llvm
 import numba
+from llvmlite import ir
+from numba import types
 
 from .codegen import ObjectCodegen, compiling, lent
-from .machine import cache_folder, target
-
-log = logging.getLogger(__name__)
+from .image import PYTHON, Export, symbol
+from .machine import target
 
 #: No reassociation (results keep one order), no no-NaN promise; division by zero as IEEE says.
 _FLAGS: Final[dict[str, Any]] = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
-_MAGIC: Final = b"lstm_engine compiled code 1\n"
-_MAX_CACHE_FILES: Final = 64
-
-Progress = Callable[[str, int, int], None]
-_compiling = threading.RLock()
-
-
-#: Name of the image being built. Numba's symbols are a function's qualified name and a number counted per process,
-#: so images compiled in different processes would claim each other's symbols if their names did not differ.
-_image = ""
+_INT64: Final = ir.IntType(64)
+_POINTER: Final = ir.PointerType()
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """An inner function of the executor: machine code only, no Python entry."""
-    function.__qualname__ = f"{_image}{function.__qualname__}"
-    return numba.njit(**_FLAGS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    """An inner function of an image: machine code only, no Python entry.
+
+    One instance serves all calls of the same types: Numba would make one for each literal argument.
+    """
+    dispatcher = numba.njit(**_FLAGS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    resolve = dispatcher.get_call_template
+
+    def by_types(arguments: Any, keywords: Any) -> Any:
+        return resolve([types.unliteral(argument) for argument in arguments], keywords)
+
+    dispatcher.get_call_template = by_types
+    return dispatcher
 
 
-def compile_kernel(dispatcher: Any, signature: Any) -> None:
-    """Compile a kernel now (its callers then link it): what progress is counted in."""
+def compile_kernel(dispatcher: Any, parameters: int) -> Any:
+    """Compile a kernel of so many int64 parameters now (its callers then link it): what progress is counted in."""
+    signature = types.int64(*[types.int64] * parameters)
     dispatcher.compile(signature)
+    return dispatcher.overloads[signature.args]
+
+
+def compile_image(name: str, exports: Mapping[str, Export], build: Callable[[], Mapping[str, Any]]) -> bytes:
+    """The object file of an image: the kernels that ``build`` makes, and an entry for each export."""
+    with compiling() as context, _one_module(context.codegen()) as make_library:
+        kernels = build()
+        library = make_library(name, {symbol(name, export) + end for export in exports for end in ("", PYTHON)})
+        module = library.create_ir_module(name)
+        for export, what in exports.items():
+            compiled = compile_kernel(kernels[what.kernel], len(what.parameters))
+            library.add_linking_library(compiled.library)
+            inner = _c_entry(context, module, compiled.fndesc, symbol(name, export))
+            _python_entry(module, inner, what)
+        library.add_ir_module(module)
+        library.finalize()
+        return bytes(_target_machine().emit_object(library._final_module))
+
+
+def emit_kernel(symbol: str, build: Callable[[], Any], assembly: bool = False) -> bytes:
+    """An object file (or its assembly text) of a kernel for target(), whosever CPU that is: ``int64 symbol(int64)``.
+
+    Kernels compiled in this process before would be linked as they are, and what LLVM cannot emit for the target
+    aborts the process: `emission.py` gives each object a process of its own.
+    """
+    machine = ObjectCodegen(target())
+    with lent(machine) as context:
+        compiled = compile_kernel(build(), 1)
+        return machine.emit(symbol, context, compiled.library, compiled.fndesc, assembly)
+
+
+def _target_machine() -> llvm.TargetMachine:
+    """What emits code for the target."""
+    facts = target()
+    return llvm.Target.from_triple(facts.triple).create_target_machine(
+        cpu=facts.cpu, features=facts.features, opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )
 
 
 @contextmanager
-def _parts_alone() -> Iterator[None]:
+def _one_module(codegen: Any) -> Iterator[Callable[[str, set[str]], Any]]:
     """Compile kernels as parts of an image: none is optimised or made into machine code by itself.
 
     Numba does both for every function together with all that it calls, again and again; an image needs it once, at its
-    end. The lock keeps other threads' compilations out. Where Numba has other inner workings, its own way is taken.
+    end, with all that is not exported its own business. Yields what makes the image's library from a name and the names
+    it exports. The lock keeps other threads' compilations out. Where Numba works otherwise inside, it has its own way.
     """
     from numba.core import codegen as numba_codegen
     from numba.core.compiler_lock import global_compiler_lock
-    from numba.core.registry import cpu_target
 
-    codegen = cpu_target.target_context.codegen()
     whole = getattr(numba_codegen, "JITCodeLibrary", None)
     inner = ("_optimize_final_module", "_finalize_final_module", "_get_module_for_linking", "get_pointer_to_function")
     if getattr(codegen, "_library_class", None) is not whole or not all(hasattr(whole, name) for name in inner):
-        yield
+        with global_compiler_lock:
+            yield lambda name, exports: codegen.create_library(name)
         return
 
     class Part(whole):  # type: ignore[misc, valid-type]
@@ -90,192 +113,70 @@ def _parts_alone() -> Iterator[None]:
         def get_pointer_to_function(self, name: str) -> int:
             return 0
 
+    class Whole(Part):
+        """All parts of an image; the linker sees its exports alone."""
+
+        def __init__(self, name: str, exports: set[str]) -> None:
+            super().__init__(codegen, name)
+            self._exports = exports
+
+        def _optimize_final_module(self) -> None:
+            module = self._final_module
+            for defined in [*module.functions, *module.global_variables]:
+                if not defined.is_declaration and defined.name not in self._exports:
+                    defined.linkage = "internal"
+            super(Part, self)._optimize_final_module()
+
     with global_compiler_lock:
         codegen._library_class, codegen.set_env = Part, lambda name, env: None
         try:
-            yield
+            yield Whole
         finally:
             del codegen.set_env
             codegen._library_class = whole
 
 
-class Compiled:
-    """A function callable from Python, compiled for one signature or loaded from the cache.
-
-    ``build`` makes the Python function when it has to be compiled (and only then), after reporting its
-    parts to ``progress(name, done, total)``.
-    """
-
-    def __init__(self, name: str, signature: Any, build: Callable[[Progress], Callable[..., Any]], nogil: bool) -> None:
-        self.name = name
-        self.signature = signature
-        self.build = build
-        self.nogil = nogil
-        self.from_cache = False
-        self._result: Any = None
-
-    def load(self, progress: Progress | None = None) -> Callable[..., Any]:
-        """The C-level callable: no dispatch, no type checks beyond unboxing."""
-        entry: Callable[..., Any] = self._loaded(progress).entry_point
-        return entry
-
-    def address(self, progress: Progress | None = None) -> int:
-        """Address of the function under the C calling convention."""
-        result = self._loaded(progress)
-        return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
-
-    def _loaded(self, progress: Progress | None) -> Any:
-        with _compiling:
-            if self._result is None:
-                with compiling() as context:
-                    result = self._load_cached(context)
-                    self.from_cache = result is not None
-                    if result is None:
-                        result = self._compile(progress or _silent)
-                        _write_cache(self.path, result)
-                self._result = result
-            return self._result
-
-    @property
-    def path(self) -> Path | None:
-        """The cache file: the name carries the digest of all that decides the code."""
-        folder = cache_folder()
-        return None if folder is None else folder / f"{self.name}-{digest()}.code"
-
-    def emitted(self, symbol: str, assembly: bool = False) -> bytes:
-        """An object file (or its assembly text) for target(), whosever CPU that is: ``int64 symbol(int64 …)``.
-
-        Kernels compiled in this process before would be linked as they are, and what LLVM cannot emit for the target
-        aborts the process: `emission.py` gives each object a process of its own.
-        """
-        machine = ObjectCodegen(target())
-        with _compiling, lent(machine) as context, self._named():
-            inner = kernel(self.build(_silent))
-            inner.compile(self.signature)
-            result = inner.overloads[inner.signatures[0]]
-            return machine.emit(symbol, context, result.library, result.fndesc, assembly)
-
-    @contextmanager
-    def _named(self) -> Iterator[str]:
-        """The name that this image's symbols begin with, while it is being built."""
-        global _image
-        _image = f"{self.name}_{digest()}_".replace("-", "_")
-        try:
-            yield _image
-        finally:
-            _image = ""
-
-    def _compile(self, progress: Progress) -> Any:
-        with self._named() as name, _parts_alone():
-            function = self.build(progress)
-        function = FunctionType(function.__code__, function.__globals__, name)
-        function.__qualname__ = name
-        dispatcher = numba.njit(**_FLAGS, nogil=self.nogil)(function)
-        dispatcher.compile(self.signature)
-        self._dispatcher = dispatcher
-        return dispatcher.overloads[dispatcher.signatures[0]]
-
-    def _load_cached(self, context: Any) -> Any:
-        if self.path is None:
-            return None
-        payload = _read_cache(self.path)
-        if payload is None:
-            return None
-        from numba.core import compiler
-
-        try:
-            return compiler.CompileResult._rebuild(context, *pickle.loads(payload))
-        except Exception as fault:  # whatever a stale or damaged file makes Numba raise, compiling anew answers it
-            log.warning("compiled code %s could not be loaded (%s); compiling anew", self.path, fault)
-            return None
+def _c_entry(context: Any, module: ir.Module, native: Any, name: str) -> ir.Function:
+    """int64 name(int64 …): a kernel under the C calling convention."""
+    function = ir.Function(module, ir.FunctionType(_INT64, [_INT64] * len(native.argtypes)), name)
+    b = ir.IRBuilder(function.append_basic_block())
+    callee = context.declare_function(module, native)
+    _, value = context.call_conv.call_function(b, callee, native.restype, native.argtypes, function.args)
+    b.ret(value)
+    return function
 
 
-def _silent(name: str, done: int, total: int) -> None:
-    """Progress nobody watches."""
+def _python_entry(module: ir.Module, inner: ir.Function, what: Export) -> None:
+    """PyObject *name(PyObject *self, PyObject **arguments, Py_ssize_t count): METH_FASTCALL."""
+    signature = ir.FunctionType(_POINTER, [_POINTER, _POINTER, _INT64])
+    function = ir.Function(module, signature, inner.name + PYTHON)
+    _, arguments, count = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    null = ir.Constant(_POINTER, None)
 
+    def python(name: str, result: ir.Type, *values: ir.Value) -> ir.Value:
+        declared = module.globals.get(name)
+        if declared is None:
+            declared = ir.Function(module, ir.FunctionType(result, [value.type for value in values]), name)
+        return b.call(declared, values)
 
-@functools.cache
-def digest() -> str:
-    """Hash of all that decides machine code: our sources, compiler versions, target."""
-    state = hashlib.sha256()
-    root = Path(__file__).parent
-    for path in sorted(
-        [
-            root / "jit.py",
-            root / "codegen.py",
-            root / "machine.py",
-            root / "encoding.py",
-            *(root / "kernels").glob("*.py"),
-        ]
-    ):
-        state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    facts: Iterable[object] = (
-        numba.__version__,
-        llvmlite.__version__,
-        sys.version,
-        target(),
-        numba.config.OPT,
-        numba.config.LOOP_VECTORIZE,
-    )
-    for fact in facts:
-        state.update(repr(fact).encode() + b"\0")
-    return state.hexdigest()[:24]
-
-
-def _trusted(status: os.stat_result) -> bool:
-    """Whether only this user (or root) can have written it: a cache holds code that will run."""
-    if not hasattr(os, "getuid"):
-        return True
-    return status.st_uid in (os.getuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _read_cache(path: Path) -> bytes | None:
-    """The payload of a trusted, undamaged cache file, or None."""
-    try:
-        if not _trusted(path.parent.stat()):
-            log.warning("cache folder %s is writable by other users; it is not used", path.parent)
-            return None
-        with open(path, "rb") as file:
-            if not _trusted(os.fstat(file.fileno())):
-                log.warning("cache file %s is writable by other users; it is not used", path)
-                return None
-            content = file.read()
-    except OSError:
-        return None
-    head = len(_MAGIC) + 32
-    payload = content[head:]
-    if content[: len(_MAGIC)] != _MAGIC or content[len(_MAGIC) : head] != hashlib.sha256(payload).digest():
-        log.warning("cache file %s is damaged; compiling anew", path)
-        return None
-    return payload
-
-
-def _write_cache(path: Path | None, result: Any) -> None:
-    """Write aside and move into place: a reader sees the whole file or none. Failure costs time only."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not _trusted(path.parent.stat()):
-            return
-        payload = pickle.dumps(result._reduce())
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        _sweep(path.parent)
-    except (OSError, pickle.PicklingError) as fault:
-        log.info("compiled code is not cached: %s", fault)
-
-
-def _sweep(folder: Path) -> None:
-    """Keep the newest files, as every edit, release or CPU leaves a generation behind; drop half-written ones."""
-    files = sorted(folder.glob("*.code"), key=lambda file: file.stat().st_mtime, reverse=True)
-    newest = files[0].stat().st_mtime if files else 0.0
-    abandoned = [file for file in folder.glob(".writing-*") if file.stat().st_mtime < newest - 3600]
-    for file in [*files[_MAX_CACHE_FILES:], *abandoned]:
-        file.unlink(missing_ok=True)
+    with b.if_then(b.icmp_signed("!=", count, _INT64(len(what.parameters))), likely=False):
+        python("PyErr_BadArgument", ir.IntType(32))
+        b.ret(null)
+    values = []
+    for index, kind in enumerate(what.parameters):
+        given = b.load(b.gep(arguments, [_INT64(index)], source_etype=_POINTER), typ=_POINTER)
+        if kind == "o":
+            values.append(b.ptrtoint(given, _INT64))
+            continue
+        value = python("PyLong_AsLongLong", _INT64, given)
+        with b.if_then(b.icmp_signed("==", value, _INT64(-1)), likely=False):
+            fault = python("PyErr_Occurred", _POINTER)
+            with b.if_then(b.icmp_unsigned("!=", fault, null)):
+                b.ret(null)
+        values.append(value)
+    held = python("PyEval_SaveThread", _POINTER) if what.nogil else None
+    result = b.call(inner, values)
+    if held is not None:
+        python("PyEval_RestoreThread", ir.VoidType(), held)
+    b.ret(python("PyLong_FromLongLong", _POINTER, result))

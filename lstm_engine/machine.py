@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -171,6 +172,29 @@ def target() -> Target:
     return _assumed or _chosen()
 
 
+def compiler_setting(name: str) -> str | None:
+    """One of Numba's own settings, None where it is left to Numba; read as Numba reads it, without importing Numba."""
+    if Path(".numba_config.yaml").exists():  # in the working directory
+        from numba.core import config
+
+        value = getattr(config, name, None)
+        return None if value is None else str(value)
+    return os.environ.get(f"NUMBA_{name}")
+
+
+def compiler_version() -> object:
+    """What tells one Numba from another, without importing it."""
+    found = importlib.util.find_spec("numba")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        try:
+            return (Path(folder) / "_version.py").read_bytes()
+        except OSError:
+            continue
+    import numba
+
+    return numba.__version__
+
+
 @functools.cache
 def _chosen() -> Target:
     return chosen(native(), os.environ.get(VARIANT_KNOB.name, ""))
@@ -180,15 +204,16 @@ def _chosen() -> Target:
 def native() -> Target:
     """Numba's own target, read once; without tiles where the kernel offers none."""
     import llvmlite.binding as llvm
-    from numba.core import config
 
-    features = config.CPU_FEATURES
+    name, features = compiler_setting("CPU_NAME"), compiler_setting("CPU_FEATURES")
+    if features is None and (name or "").lower() == "generic":
+        features = ""
     if features is None:
         found = llvm.get_host_cpu_features()
-        if not config.ENABLE_AVX:
+        if compiler_setting("ENABLE_AVX") in ("0", "False"):
             found.update({name: False for name in found if name.startswith("avx")})
         features = found.flatten()
-    here = Target.of(llvm.get_process_triple(), config.CPU_NAME or llvm.get_host_cpu_name(), features)
+    here = Target.of(llvm.get_process_triple(), name or llvm.get_host_cpu_name(), features)
     return here if not here.amx or _tiles_offered() else here.without(sorted(_TILES))
 
 

@@ -120,7 +120,7 @@ class Stream:
         plain = all(end.layout.order is None for end in self._step_ends.values())
         if not plain or max(len(x.shape), len(y.shape)) > MOST_AXES:
             return
-        from .kernels import executor
+        from . import images
 
         self._out_shape, self._out_dtype = _step_shape(y), y.dtype
         lean = self._lean_axis(x), self._lean_axis(y)
@@ -134,7 +134,7 @@ class Stream:
         self._single = True
         self._bind_short_way()
         nogil, address = not self._runner.tiny, self._runner.address
-        self._enter_step = partial(executor.entry(nogil), address)
+        self._enter_step = partial(images.entry(nogil), address)
         if lean_shapes[0] == () or _step_shape(x) == ():
             whole = (int, np.integer)
             self._scalar = whole if x.dtype.kind in "iu" else (float, np.floating, *whole)

@@ -45,9 +45,9 @@ class Workers:
         _all.append(self)
 
     def _set_up(self, spin_seconds: float) -> None:
-        from .kernels.workers import reader
+        from .images import clock
 
-        self._clock, self._rate = reader(), ticks_per_second()
+        self._clock, self._rate = clock(), ticks_per_second()
         self._spin = int(spin_seconds * self._rate)
         self._rise = RISE * self._spin
         self._hold = [int(seconds * self._rate) for seconds in HOLD]
@@ -152,7 +152,7 @@ class _Helper:
     """One worker: its block, the lock it sleeps on, its thread."""
 
     def __init__(self, number: int, block: np.ndarray) -> None:
-        from .kernels.workers import server
+        from .images import server
 
         self.number = number
         self.address = int(block.ctypes.data)
@@ -244,9 +244,9 @@ def ticks_per_second() -> float:
 
 def _both_clocks() -> tuple[int, int]:
     """Ticks and nanoseconds at the same moment: of a few readings the one least disturbed."""
-    from .kernels.workers import reader
+    from .images import clock
 
-    ticks = reader()
+    ticks = clock()
     readings = [(ticks(), time.perf_counter_ns(), ticks()) for _ in range(8)]
     before, nanoseconds, after = min(readings, key=lambda reading: reading[2] - reading[0])
     return (before + after) // 2, nanoseconds

@@ -16,18 +16,22 @@ from typing import Final
 import pytest
 
 PACKAGE: Final = Path(__file__).resolve().parent.parent / "lstm_engine"
-MAGIC: Final = b"lstm_engine compiled code 1\n"
+MAGIC: Final = b"lstm_engine compiled code 2\n"
 
 #: One small entry point through the cache: prints its result and whether it came from there.
 PROBE = """
 import logging, sys
 logging.basicConfig(level="INFO", stream=sys.stderr)
-from numba import types
-from lstm_engine.jit import Compiled
-def seven_times(x):
-    return 7 * x
-entry = Compiled("probe", types.int64(types.int64), lambda progress: seven_times, True)
-print(entry.load()(6), entry.from_cache)
+from lstm_engine.image import Export, Image
+exports = {"seven_times": Export("seven_times", "i", nogil=True)}
+def compiled(progress):
+    from lstm_engine.jit import compile_image, kernel
+    @kernel
+    def seven_times(x):
+        return 7 * x
+    return compile_image("probe", exports, lambda: {"seven_times": seven_times})
+image = Image("probe", exports, compiled)
+print(image.function("seven_times")(6), image.from_cache)
 """
 
 
@@ -126,28 +130,23 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "sealed nonsense": lambda content: sealed(b"nonsense"),
     "sealed nothing": lambda content: sealed(b""),
     "sealed other object": lambda content: sealed(b"\x80\x04]\x94."),
+    "sealed for another": lambda content: sealed(b"other " + content[len(MAGIC) + 32 :].split(b" ", 1)[1]),
     "sealed half": lambda content: sealed(content[len(MAGIC) + 32 :][:500]),
 }
 
 
-MEND = """
-import os, pathlib, sys
+MEND = f"""{PROBE}
 import test_cache
-from numba import types
-from lstm_engine.jit import Compiled
-def seven_times(x):
-    return 7 * x
 def load():
-    entry = Compiled("probe", types.int64(types.int64), lambda progress: seven_times, True)
-    return entry.load()(6), entry.from_cache, entry.path
-*first, path = load()
+    image = Image("probe", exports, compiled)
+    return image.function("seven_times")(6), image.from_cache
+path = image.path
 good = path.read_bytes()
 for name, damage in test_cache.DAMAGE.items():
     path.write_bytes(damage(good))
-    assert load()[:2] == (42, False), name
+    assert load() == (42, False), name
     assert test_cache.whole(path.read_bytes()), name
-    assert load()[:2] == (42, True), name
-print(*first)
+    assert load() == (42, True), name
 """
 
 
@@ -258,14 +257,14 @@ def test_several_processes_at_once(environment: dict[str, str], folder: Path) ->
 
 
 FLOAT32, FLOAT64 = (
-    "from lstm_engine.kernels import executor; print('compiling', flush=True)\n"
-    f"executor.executor({element!r}).load(); executor.context_entry({nogil}); executor.entry({nogil})\n"
-    f"print('done', executor.executor({element!r}).from_cache)"
-    for element, nogil in (("float32", True), ("float64", False))
+    "from lstm_engine import images; print('compiling', flush=True)\n"
+    f"for image in images.needed({element!r}): image.load()\n"
+    f"print('done', image.from_cache)"
+    for element in ("float32", "float64")
 )
 TOGETHER = """
 import cases, test_parity, test_properties
-from lstm_engine.kernels import executor
+from lstm_engine import images
 few = [case for case in cases.FEW if not getattr(case, "vocabulary", 0)]
 few.sort(key=lambda case: case.dtype, reverse=REVERSE)
 for case in few:
@@ -275,7 +274,7 @@ for case in few:
         feeds = test_properties.without_states(case, case.feeds(0, 9, 1))
         expected = test_properties.whole(case, model.stream(), feeds)
         cases.assert_same_bits(test_properties.chunked(case, model.stream(), feeds, [3], 255), expected)
-print([executor.executor(element).from_cache for element in ("float32", "float64")])
+print({image.from_cache for element in ("float32", "float64") for image in images.needed(element) if image.loaded})
 """
 
 
@@ -296,7 +295,7 @@ def test_killed_while_compiling_and_compiled_apart(environment: dict[str, str], 
     assert finish(other)[0].endswith("done False")
     running = [start(environment, TOGETHER.replace("REVERSE", order)) for order in ("True", "False")]
     for process in running:
-        assert finish(process)[0] == "[True, True]"
+        assert finish(process)[0] == "{True}"
 
 
 def test_abandoned_pieces_are_swept(environment: dict[str, str], folder: Path) -> None:
@@ -329,12 +328,9 @@ def test_old_generations_are_swept(environment: dict[str, str], folder: Path) ->
 
 # --- what decides machine code ----------------------------------------------------------------------------------------
 
-DIGEST = "from lstm_engine.jit import digest; print(digest())"
+DIGEST = "from lstm_engine.image import digest; print(digest())"
 SOURCES: Final = [
-    "jit.py",
-    "codegen.py",
-    "machine.py",
-    "encoding.py",
+    *("codegen.py", "encoding.py", "image.py", "images.py", "jit.py", "machine.py", "vocabulary.py"),
     *(f"kernels/{p.name}" for p in (PACKAGE / "kernels").glob("*.py")),
 ]
 
@@ -353,7 +349,7 @@ def digest_of(tree: Path, environment: dict[str, str], **more: str) -> str:
 @pytest.mark.parametrize("source", sorted(SOURCES))
 def test_the_digest_sees_every_source(source: str) -> None:
     """Whatever the kernels are compiled from is part of what their code is kept under."""
-    from lstm_engine import jit
+    from lstm_engine import image
 
     seen: list[str] = []
     original = Path.read_bytes
@@ -364,7 +360,7 @@ def test_the_digest_sees_every_source(source: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_bytes", reading)
-        jit.digest.__wrapped__()
+        image.digest.__wrapped__()
     assert str(PACKAGE / source) in seen
 
 

@@ -712,10 +712,12 @@ class TestTerminal:
     def test_compiling_shows_a_bar(self, terminal: dict[str, str], tmp_path: Path) -> None:
         program = (
             "import time, lstm_engine.cli as cli\n"
-            "with cli._compile_bar() as progress:\n"
-            "    for i in range(3):\n"
-            "        progress(f'part {i}', i, 3)\n"
-            "        time.sleep(0.15)\n"
+            "with cli._waiting('running'):\n"
+            "    with cli._compile_bar() as progress:\n"
+            "        for i in range(3):\n"
+            "            progress(f'part {i}', i, 3)\n"
+            "            time.sleep(0.15)\n"
+            "    time.sleep(0.3)\n"
         )
         (tmp_path / "bar.py").write_text(program)
         import pty
@@ -740,6 +742,7 @@ class TestTerminal:
         os.close(file)
         assert b"compiling" in shown
         assert b"part 2" in shown
+        assert b"running" in shown.rpartition(b"part 2")[2]
 
 
 def test_what_a_model_writes_does_not_command_the_terminal() -> None:

@@ -100,22 +100,24 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "vocabulary": set(),
     "encoding": set(),
     "machine": {"errors"},
+    "image": {"machine"},
     "codegen": {"machine"},
-    "jit": {"codegen", "machine"},
+    "jit": {"codegen", "image", "machine"},
     "graph": {"errors"},
     "precision": {"graph"},
     "reference": {"errors", "graph", "precision", "vocabulary"},
-    "kernels": {"encoding", "jit", "machine"},
-    "emission": {"errors", "jit", "kernels", "machine"},
+    "kernels": {"encoding", "image", "jit", "machine"},
+    "images": {"encoding", "image", "jit", "kernels"},
+    "emission": {"errors", "images", "machine"},
     "formats": {"errors", "graph", "precision", "vocabulary"},
     "passes": {"errors", "graph", "vocabulary", "reference"},
     "program": {*_VALUES, "passes", "reference"},
-    "workers": {*_VALUES, "program", "kernels"},
-    "engine": {*_VALUES, "passes", "program", "kernels", "reference", "workers"},
+    "workers": {*_VALUES, "program", "images"},
+    "engine": {*_VALUES, "passes", "program", "images", "reference", "workers"},
     "state": {"errors"},
-    "stream": {*_VALUES, "engine", "kernels", "passes", "program", "state"},
-    "pool": {*_VALUES, "engine", "kernels", "passes", "program", "state"},
-    "trace": {*_VALUES, "engine", "kernels", "passes", "program", "state"},
+    "stream": {*_VALUES, "engine", "images", "passes", "program", "state"},
+    "pool": {*_VALUES, "engine", "images", "passes", "program", "state"},
+    "trace": {*_VALUES, "engine", "images", "passes", "program", "state"},
 }
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
@@ -467,8 +469,7 @@ def test_ordinary_arrays_take_the_short_way(case: Case, batch: int, saved: bool,
 @pytest.mark.parametrize("case", [LayerCase(I=8, H=32), NetCase(hidden=(16, 16), head="dense_softmax")], ids=str)
 def test_new_lengths_grow_nothing_and_compile_nothing(case: Case) -> None:
     """200 chunk lengths and 200 sequence lengths after the first few: the same programs, the same memory."""
-    from lstm_engine import jit
-    from lstm_engine.kernels import executor
+    from lstm_engine import images, machine
 
     model = model_of(case)
     stream = model.stream()
@@ -481,10 +482,9 @@ def test_new_lengths_grow_nothing_and_compile_nothing(case: Case) -> None:
             stream.feed(feeds[length])
 
     def facts() -> tuple[Any, ...]:
-        caches = [executor.executor, executor.entry, executor.context_entry]
-        folder = jit.cache_folder()
+        folder = machine.cache_folder()
         files = sorted(p.name for p in folder.glob("*.code")) if folder is not None and folder.is_dir() else []
-        return ([c.cache_info().currsize for c in caches], files, model.store.nbytes, len(model._programs))
+        return (images.image.cache_info().currsize, files, model.store.nbytes, len(model._programs))
 
     for length in (1, 2):  # a single step has no time axis, so it may have a program of its own
         model.run(feeds[length])

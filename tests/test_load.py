@@ -97,7 +97,8 @@ SHAPES = [chain, fan, constants, layers, states]
 
 def assert_in_proportion(act: Callable[[bytes], object], few: bytes, many: bytes, times: int) -> None:
     """``many`` has ``times`` as many nodes: it may take twice that many times as long, and not their square."""
-    quick, slow = (min(seconds(lambda: act(content)) for _ in range(3)) for content in (few, many))
+    quick = min(seconds(lambda: act(few)) for _ in range(3))
+    slow = min(seconds(lambda: act(many)) for _ in range(3))
     assert slow < max(2 * times * quick, SECONDS), f"{slow:.2f} s after {quick:.2f} s"
 
 

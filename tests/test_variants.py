@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -219,29 +218,20 @@ def print_assembly(element: str) -> None:
     """Facts of the assembly of one kernel, entry and all, and of a function that the user compiles beside it."""
     import numba
 
-    from lstm_engine.jit import Compiled, kernel
+    from lstm_engine.jit import emit_kernel, kernel
     from lstm_engine.kernels import maths
-    from lstm_engine.kernels.executor import CALL_SIGNATURE, _with_globals
     from lstm_engine.kernels.simd import lanes
     from lstm_engine.machine import target
 
     v = lanes(element)
     activate = v.intrinsic(lambda b, at: v.store(b, maths.sigmoid(v, b, v.load(b, at)), at), "a", "")
 
-    def call(at: int) -> int:
-        return activated(at)  # type: ignore[name-defined, no-any-return]  # noqa: F821
+    @kernel
+    def activated(at: int) -> int:
+        activate(at)
+        return at
 
-    def build(progress: Any) -> Any:
-        @kernel
-        def activated(at: int) -> int:
-            activate(at)
-            return at
-
-        return _with_globals(call, {"activated": activated})
-
-    os.environ["LSTM_ENGINE_CACHE"] = "off"
-    image = Compiled("sigmoid-alone", CALL_SIGNATURE, build, nogil=True)
-    image.load()
+    text = emit_kernel("sigmoid_alone", lambda: activated, assembly=True).decode()
 
     @numba.njit
     def doubled(x: Any) -> None:
@@ -249,8 +239,8 @@ def print_assembly(element: str) -> None:
             x[i] += x[i]
 
     doubled(np.ones(40, np.float32))
-    registers = re.findall(r"%([xyz]mm|k[0-7])", image._result.library.get_asm_str())
-    fused = re.findall(r"\tvf?n?m(?:add|sub)\d+[ps][sd]", image._result.library.get_asm_str())
+    registers = re.findall(r"%([xyz]mm|k[0-7])", text)
+    fused = re.findall(r"\tvf?n?m(?:add|sub)\d+[ps][sd]", text)
     theirs = re.findall(r"%([yz])mm", next(iter(doubled.inspect_asm().values())))
     found = {
         "variant": target().variant,

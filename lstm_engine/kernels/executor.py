@@ -1,19 +1,17 @@
 """The executor: one compiled function that runs any Program over an arena, a whole call at a time.
 
 It takes one address (the context, encoding.Context) and returns 0, or a fault code with the place and
-value in the context. There is one image a precision; a new model compiles nothing.
+value in the context. A new model compiles nothing: images hold the kernels of sets of instructions (`images.py`).
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
 from types import FunctionType
-from typing import Any
-
-from numba import types
+from typing import Any, Final
 
 from ..encoding import (
+    ABSENT,
     BUSY,
     FORM_WORDS,
     INSTRUCTION_BYTES,
@@ -26,18 +24,17 @@ from ..encoding import (
     Port,
     Share,
 )
-from ..jit import Compiled, Progress, compile_kernel, kernel
-from . import convolution, matmul, pointwise, recurrent, reduction, rows
+from ..image import Progress
+from ..jit import compile_kernel, kernel
+from . import convolution, matmul, pointwise, recurrent, reduction, rows, workers
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
 from .product import gathering_rows, product_rows
 from .simd import (
-    address_of,
     copy_bytes,
     flush_denormals,
     invoke,
     lanes,
-    python_object,
     release,
     restore_denormals,
     set_word,
@@ -47,8 +44,6 @@ from .simd import (
 )
 from .weights import Floats, weights_of
 
-KERNEL_SIGNATURE = types.int64(types.int64, types.int64)
-CALL_SIGNATURE = types.int64(types.int64)
 (
     HALT,
     LOAD,
@@ -79,8 +74,28 @@ FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
 SECOND_PORT = FIRST_PORT + PORT_WORDS * 8
 
 
-def build(precision: str, progress: Progress) -> Callable[..., Any]:
-    """The executor of a precision as a Python function whose globals are its kernels, each compiled first."""
+#: The kernels of each opcode by their names in run() and call().
+_NAMES: Final[Mapping[Opcode, tuple[str, ...]]] = {
+    Opcode.LOAD: ("load",),
+    Opcode.STORE: ("store",),
+    Opcode.COPY: ("copy",),
+    Opcode.EMBED: ("embed",),
+    Opcode.LSTM: ("lstm", "lstm_share", "projection_share"),
+    Opcode.CELL: ("cell", "cell_share", "projection_share"),
+    Opcode.DENSE: ("dense",),
+    Opcode.MAP: ("map_",),
+    Opcode.JOIN: ("join",),
+    Opcode.SOFTMAX: ("softmax",),
+    Opcode.RECURRENT: ("recurrent_",),
+    Opcode.CONVOLUTION: ("convolution_",),
+    Opcode.REARRANGE: ("rearrange",),
+    Opcode.REDUCE: ("reduce",),
+    Opcode.MATMUL: ("matmul_",),
+}
+
+
+def build(precision: str, opcodes: Collection[Opcode], progress: Progress) -> dict[str, Any]:
+    """The executor ("call") of a precision with the kernels of these opcodes, each compiled first."""
     v = lanes("float64" if precision == "float64" else "float32")
     weights = weights_of(precision, v)
     product, product_narrow = product_rows(weights, 4), product_rows(weights, 1)
@@ -96,13 +111,21 @@ def build(precision: str, progress: Progress) -> Callable[..., Any]:
         "reduce": reduction.reduce_rows(v),
         "matmul_": matmul.matmul_rows(v, floats_narrow),
     }
-    for done, (name, part) in enumerate(parts.items()):
-        progress(name, done, len(parts) + 1)
-        compile_kernel(part, KERNEL_SIGNATURE)
-    progress("executor", len(parts), len(parts) + 1)
-    parts["run"] = kernel(_with_globals(run, parts))
-    compile_kernel(parts["run"], KERNEL_SIGNATURE)
-    return _with_globals(call, parts)
+    assert set(parts) == {name for names in _NAMES.values() for name in names}, "a kernel belongs to no opcode"
+    wanted = {name for opcode in opcodes for name in _NAMES.get(opcode, ())}
+    chosen = {name: part if name in wanted else absent for name, part in parts.items()}
+    for done, name in enumerate(sorted(wanted)):
+        progress(name, done, len(wanted) + 1)
+        compile_kernel(chosen[name], 2)
+    progress("executor", len(wanted), len(wanted) + 1)
+    chosen["run"] = kernel(_with_globals(run, chosen))
+    return {"call": kernel(_with_globals(call, chosen))}
+
+
+@kernel
+def absent(ip, cx):  # type: ignore[no-untyped-def]
+    """In the place of a kernel that no program of this image asks for."""
+    return ABSENT
 
 
 def _with_globals(function: Any, names: dict[str, Any]) -> FunctionType:
@@ -221,13 +244,14 @@ def called(cx):  # type: ignore[no-untyped-def]
     return fault
 
 
+@kernel
 def enter(cx, x, out):  # type: ignore[no-untyped-def]
-    """The shortest way from Python: run with two NumPy arrays as the first two ports, both with the batch axis or both
-    without.
+    """The shortest way from Python: run with two NumPy arrays (their objects' addresses) as the first two ports, both
+    with the batch axis or both without.
 
     NOT_FITTING if the arrays need converting, BUSY if another caller is running here: nothing has then happened.
     """
-    x, out, forms = address_of(x), address_of(out), word(cx + FORMS)
+    forms = word(cx + FORMS)
     kind = matches(x, forms)
     if kind == 0 or matches(out, forms + FORM_BYTES) != kind:
         return NOT_FITTING
@@ -241,20 +265,23 @@ def enter(cx, x, out):  # type: ignore[no-untyped-def]
     return fault
 
 
+@kernel
 def acquire(cx):  # type: ignore[no-untyped-def]
     """Have the context to oneself; 1 if so, 0 if another caller has it."""
     return try_acquire(cx + BUSY_WORD)
 
 
+@kernel
 def give_up(cx):  # type: ignore[no-untyped-def]
     """The end of what acquire() began."""
     release(cx + BUSY_WORD)
     return 0
 
 
+@kernel
 def bind(cx, port, step, row, array):  # type: ignore[no-untyped-def]
     """Point a port (the index of its words) at an array with these strides; 1 if the array is C-contiguous, else 0."""
-    fields = address_of(array) + word(word(cx + FORMS))
+    fields = array + word(word(cx + FORMS))
     at = cx + 8 * port
     set_word(at, word(fields))
     set_word(at + 8, step)
@@ -262,48 +289,20 @@ def bind(cx, port, step, row, array):  # type: ignore[no-untyped-def]
     return word32(fields + 48) & 1
 
 
+@kernel
 def enter_context(cx):  # type: ignore[no-untyped-def]
     """Run with the ports as the context has them."""
     return called(cx)
 
 
-@functools.cache
-def executor(precision: str) -> Compiled:
-    """The executor of a precision, not yet loaded."""
-    return Compiled(f"executor-{precision}", CALL_SIGNATURE, functools.partial(build, precision), nogil=True)
-
-
-@functools.cache
-def entry(nogil: bool) -> Callable[[int, Any, Any], int]:
-    """enter()."""
-    signature = types.int64(types.int64, python_object, python_object)
-    return Compiled(f"enter{'-nogil' if nogil else ''}", signature, functools.partial(_as_it_is, enter), nogil).load()
-
-
-@functools.cache
-def binder() -> Callable[[int, int, int, int, Any], int]:
-    """bind()."""
-    signature = types.int64(types.int64, types.int64, types.int64, types.int64, python_object)
-    return Compiled("bind", signature, functools.partial(_as_it_is, bind), nogil=False).load()
-
-
-@functools.cache
-def context_entry(nogil: bool) -> Callable[[int], int]:
-    """enter_context()."""
-    name = f"enter-context{'-nogil' if nogil else ''}"
-    return Compiled(name, CALL_SIGNATURE, functools.partial(_as_it_is, enter_context), nogil).load()
-
-
-def _as_it_is(function: Callable[..., Any], progress: Progress) -> Callable[..., Any]:
-    """A function that needs no building."""
-    return function
-
-
-@functools.cache
-def guards() -> tuple[Callable[[int], int], Callable[[int], int]]:
-    """acquire() and give_up()."""
-    made = [
-        Compiled(name, CALL_SIGNATURE, functools.partial(_as_it_is, function), nogil=False).load()
-        for name, function in (("acquire", acquire), ("give-up", give_up))
-    ]
-    return made[0], made[1]
+def ways_in() -> dict[str, Any]:
+    """The ways in from Python, by name."""
+    return {
+        "enter": enter,
+        "enter_context": enter_context,
+        "bind": bind,
+        "acquire": acquire,
+        "give_up": give_up,
+        "serve": workers.serve,
+        "clock": workers.clock,
+    }

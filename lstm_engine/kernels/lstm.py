@@ -57,8 +57,8 @@ def layer(
             q += 1
 
     @kernel
-    def hoist(ip, cx, x, stride, rows, helpers):  # type: ignore[no-untyped-def]
-        """pre = bias + W·x of several steps at once: the weights are read once for all of them."""
+    def hoist(ip, cx, x, stride, rows, room, helpers):  # type: ignore[no-untyped-def]
+        """pre = bias + W·x of the rows of several steps, ``room`` at most: the weights are read once for all."""
         W, bias, pre = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS)), locate(cx, field(ip, PRE))
         inputs, blocks = field(ip, INPUTS), field(ip, BLOCKS)
         w_step = part_bytes(inputs) + part_bytes(field(ip, RECURRENT))
@@ -67,11 +67,11 @@ def layer(
         own, offered, since = blocks, 0, ticks()
         if helpers > 0:
             own = blocks // (helpers + 1)
-            offered = hand_out_projections(ip, cx, helpers, rows, W, w_step, made, made_stride, inputs, bias)
+            offered = hand_out_projections(ip, cx, helpers, rows, room, W, w_step, made, made_stride, inputs, bias)
         projections(rows, 0, own, W, w_step, made, made_stride, inputs, bias, pre, blocks * four)
         if helpers > 0:
             gather_projections(
-                ip, cx, helpers, offered, ticks() - since, rows, W, w_step, made, made_stride, inputs, bias, pre
+                ip, cx, helpers, offered, ticks() - since, rows, room, W, w_step, made, made_stride, inputs, bias, pre
             )
 
     @kernel
@@ -100,7 +100,7 @@ def layer(
             if hoisted:
                 if parts > 1:
                     helpers = claimed(cx, parts, helpers, t == 0)
-                hoist(ip, cx, x + first * x_step, between, n * B, helpers)
+                hoist(ip, cx, x + first * x_step, between, n * B, room * B, helpers)
             s = 0
             while s < n:
                 at = T - 1 - t if reverse else t

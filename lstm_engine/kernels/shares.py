@@ -120,17 +120,24 @@ def shares(v: Lanes, stretch: Any, kind: int) -> tuple[Any, Any, Any]:
     one = v.vector_bytes
 
     @kernel
+    def staged_room(B, row):  # type: ignore[no-untyped-def]
+        """Bytes of what one helper makes: each has its own, as one that comes late may have been given other units."""
+        return B * (2 * row + 4 * one)
+
+    @kernel
     def hand_out(  # type: ignore[no-untyped-def]
         ip, cx, helpers, B, forward, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c, cs
     ):
         """Offer each helper its part of a step; bit k: the k-th has it."""
         row, staged = field(ip, BLOCKS) * one, locate(cx, field(ip, STAGED))
+        room = staged_room(B, row)
         offered = k = 0
         while k < helpers:
-            gates = staged + 2 * B * row + k * B * 4 * one
+            mine = staged + k * room
+            gates = mine + 2 * B * row
             offered |= offered_share(
                 ip, cx, kind, helpers, k, B, 1 if forward else 0, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c,
-                cs, staged, staged + B * row, row, gates,
+                cs, mine, mine + B * row, row, gates,
             ) << k  # fmt: skip
             k += 1
         return offered
@@ -167,10 +174,11 @@ def shares(v: Lanes, stretch: Any, kind: int) -> tuple[Any, Any, Any]:
         never_inline()
         blocks, staged = field(ip, BLOCKS), locate(cx, field(ip, STAGED))
         row, k = blocks * one, 0
+        room = staged_room(B, row)
         while k < helpers:
             first, last = share_of(helpers, blocks, k)
             if offered >> k & 1 != 0 and collect(word(cx + HELPERS) + k * WORKER_BYTES, patience) != 0:
-                size, at = (last - first) * one, staged + first * one
+                size, at = (last - first) * one, staged + k * room + first * one
                 copy_rows(c + first * one, 0, cs, at, 0, row, size, 1, B)
                 copy_rows(out + first * one, 0, os, at + B * row, 0, row, size, 1, B)
             else:
@@ -196,13 +204,14 @@ def projection_shares(v: Lanes, product: Any) -> tuple[Any, Any, Any, Any]:
             q += 1
 
     @kernel
-    def hand_out(ip, cx, helpers, rows, w, w_step, x, xs, inputs, z):  # type: ignore[no-untyped-def]
-        """Offer each helper its part; bit k: the k-th has it."""
-        out, os = locate(cx, field(ip, PRE_STAGED)), field(ip, BLOCKS) * four
+    def hand_out(ip, cx, helpers, rows, room, w, w_step, x, xs, inputs, z):  # type: ignore[no-untyped-def]
+        """Offer each helper its part; bit k: the k-th has it. ``room``: rows there is room for at most."""
+        staged, os = locate(cx, field(ip, PRE_STAGED)), field(ip, BLOCKS) * four
         offered = k = 0
         while k < helpers:
+            mine = staged + k * room * os
             offered |= offered_share(
-                ip, cx, 2, helpers, k, rows, 1, w, w_step, x, xs, inputs, 0, 0, 0, z, 0, 0, 0, 0, out, os, 0
+                ip, cx, 2, helpers, k, rows, 1, w, w_step, x, xs, inputs, 0, 0, 0, z, 0, 0, 0, 0, mine, os, 0
             ) << k  # fmt: skip
             k += 1
         return offered
@@ -219,7 +228,7 @@ def projection_shares(v: Lanes, product: Any) -> tuple[Any, Any, Any, Any]:
 
     @kernel
     def gather(  # type: ignore[no-untyped-def]
-        ip, cx, helpers, offered, patience, rows, w, w_step, x, xs, inputs, z, out
+        ip, cx, helpers, offered, patience, rows, room, w, w_step, x, xs, inputs, z, out
     ):
         """Each helper's part: its results, or one's own."""
         never_inline()
@@ -228,7 +237,8 @@ def projection_shares(v: Lanes, product: Any) -> tuple[Any, Any, Any, Any]:
         while k < helpers:
             first, last = share_of(helpers, blocks, k)
             if offered >> k & 1 != 0 and collect(word(cx + HELPERS) + k * WORKER_BYTES, patience) != 0:
-                copy_rows(out + first * four, row, 0, staged + first * four, row, 0, (last - first) * four, rows, 1)
+                made = staged + k * room * row + first * four
+                copy_rows(out + first * four, row, 0, made, row, 0, (last - first) * four, rows, 1)
             else:
                 projections(rows, first, last, w, w_step, x, xs, inputs, z, out, row)
             k += 1

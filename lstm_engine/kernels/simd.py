@@ -22,7 +22,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import NativeValue, intrinsic, models, register_model, unbox
+from numba.extending import intrinsic, models, register_model
 
 from ..machine import target
 
@@ -273,40 +273,6 @@ def _intrinsic(count: int, signature: Any, code: Any) -> Any:
 def lanes(element: str) -> Lanes:
     """The Lanes of an element type ('float32' or 'float64'), made once."""
     return Lanes(element)
-
-
-class ObjectType(types.Type):
-    """Numba's type of a Python object that machine code knows by its address alone."""
-
-    def __init__(self) -> None:
-        super().__init__(name="object_address")
-
-
-@register_model(ObjectType)
-class ObjectModel(models.PrimitiveModel):
-    """An address."""
-
-    def __init__(self, dmm: Any, fe_type: ObjectType) -> None:
-        super().__init__(dmm, fe_type, INT64)
-
-
-@unbox(ObjectType)
-def _object_address(typ: ObjectType, obj: ir.Value, c: Any) -> NativeValue:
-    """Nothing is converted and nothing checked: the caller holds the object, the kernel looks at what it is."""
-    return NativeValue(c.builder.ptrtoint(obj, INT64))
-
-
-python_object = ObjectType()
-
-
-@intrinsic
-def address_of(typing_context: Any, held: Any) -> Any:
-    """The address of a Python object that an entry was called with."""
-
-    def code(context: Any, b: ir.IRBuilder, signature: Any, values: Any) -> Any:
-        return values[0]
-
-    return address(held), code
 
 
 # ---------------------------------------------------------------------------------------------------------------------

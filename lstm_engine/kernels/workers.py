@@ -29,13 +29,8 @@ Callers:
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
-from numba import types
-
 from ..encoding import COMING, Worker
-from ..jit import Compiled, kernel
+from ..jit import kernel
 from .simd import (
     exchange,
     fence,
@@ -163,6 +158,7 @@ def watching(block, idle):  # type: ignore[no-untyped-def]
     return idle < word(block + SPIN) or (idle < word(block + RISE) and observe(block + OWNER) != 0)
 
 
+@kernel
 def serve(block):  # type: ignore[no-untyped-def]
     """Do jobs until there have been none for a while."""
     control = flush_denormals()
@@ -194,18 +190,7 @@ def serve(block):  # type: ignore[no-untyped-def]
     return 0
 
 
+@kernel
 def clock():  # type: ignore[no-untyped-def]
     """The clock all times of a block are taken from."""
     return ticks()
-
-
-@functools.cache
-def server() -> Callable[[int], int]:
-    """serve()."""
-    return Compiled("serve", types.int64(types.int64), lambda progress: serve, nogil=True).load()
-
-
-@functools.cache
-def reader() -> Callable[[], int]:
-    """clock()."""
-    return Compiled("clock", types.int64(), lambda progress: clock, nogil=False).load()

@@ -161,13 +161,13 @@ def _shares(
         Lstm.PARTS: parts,
         Lstm.JOBS: low.apart((parts - 1) * SHARE_WORDS * WORD_BYTES, "shares"),
         Lstm.STAGED: low.apart(staged_bytes(parts, rows, blocks(units), low.dtype.itemsize), "made by helpers"),
-        Lstm.PRE_STAGED: low.apart(rows * pre_bytes, "projections made by helpers") if pre_bytes else -1,
+        Lstm.PRE_STAGED: low.apart((parts - 1) * rows * pre_bytes, "projections made by helpers") if pre_bytes else -1,
     }
 
 
 def staged_bytes(parts: int, rows: int, count: int, size: int) -> int:
-    """Bytes of what helpers make: c and h of ``count`` blocks of units, and scratch for the gates of one each."""
-    return rows * (2 * count + 4 * (parts - 1)) * LANES * size
+    """Bytes of what helpers make: c and h of ``count`` blocks of units, and scratch for the gates of one, for each."""
+    return (parts - 1) * rows * (2 * count + 4) * LANES * size
 
 
 @falls_back("LSTM", "GRU", "RNN")

@@ -156,11 +156,11 @@ def _lstm(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator
     yield Extent(Lstm.GATES, rows * 4 * vector, True)
     if f[Lstm.PARTS] > 1:
         yield Extent(Lstm.JOBS, (f[Lstm.PARTS] - 1) * SHARE_WORDS * WORD_BYTES, True)
-        yield Extent(Lstm.STAGED, rows * (2 * blocks + 4 * (f[Lstm.PARTS] - 1)) * vector, True)
+        yield Extent(Lstm.STAGED, (f[Lstm.PARTS] - 1) * rows * (2 * blocks + 4) * vector, True)
     if f[Lstm.HOIST] > 1:
         pre = f[Lstm.HOIST] * rows * blocks * 4 * vector
         yield Extent(Lstm.PRE, pre, True)
-        yield Extent(Lstm.PRE_STAGED, pre if f[Lstm.PARTS] > 1 else 0, True)
+        yield Extent(Lstm.PRE_STAGED, (f[Lstm.PARTS] - 1) * pre, True)
 
 
 def _cell(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:

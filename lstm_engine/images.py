@@ -1,0 +1,120 @@
+"""The images there are: the executors, and the ways into them from Python.
+
+Nothing here is compiled or imports a kernel before it is needed (``kernels/executor.py`` then makes it).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from .encoding import Opcode
+from .image import Export, Image, Progress
+
+#: Sets of instructions that an executor is compiled for, smallest first: what a plain model needs is a fraction of all.
+KERNEL_SETS: Final[Mapping[str, frozenset[Opcode]]] = MappingProxyType(
+    {
+        "core": frozenset(
+            {
+                Opcode.HALT, Opcode.LOAD, Opcode.STORE, Opcode.COPY, Opcode.EMBED, Opcode.LSTM, Opcode.DENSE,
+                Opcode.MAP, Opcode.JOIN, Opcode.SOFTMAX,
+            }
+        ),
+        "full": frozenset(Opcode),
+    }
+)  # fmt: skip
+_EXECUTOR: Final = MappingProxyType({"call": Export("call", "i", nogil=True)})
+_ENTRIES: Final = MappingProxyType(
+    {
+        "enter": Export("enter", "ioo"),
+        "enter_nogil": Export("enter", "ioo", nogil=True),
+        "enter_context": Export("enter_context", "i"),
+        "enter_context_nogil": Export("enter_context", "i", nogil=True),
+        "bind": Export("bind", "iiiio"),
+        "acquire": Export("acquire", "i"),
+        "give_up": Export("give_up", "i"),
+        "serve": Export("serve", "i", nogil=True),
+        "clock": Export("clock", ""),
+    }
+)
+
+
+@functools.cache
+def image(precision: str, kernel_set: str) -> Image:
+    """The executor of a precision with a set of instructions, not yet loaded."""
+
+    name = f"executor-{precision}-{kernel_set}"
+
+    def compiled(progress: Progress) -> bytes:
+        from .jit import compile_image
+        from .kernels.executor import build
+
+        return compile_image(name, _EXECUTOR, lambda: build(precision, KERNEL_SETS[kernel_set], progress))
+
+    return Image(name, _EXECUTOR, compiled)
+
+
+def executor(precision: str, opcodes: Collection[int]) -> Image:
+    """The executor for a program of these opcodes: one in memory, else one from the cache, else the smallest."""
+    able = [image(precision, name) for name, codes in KERNEL_SETS.items() if codes.issuperset(opcodes)]
+    ready = [found for found in able if found.loaded] or [found for found in able if found.cached]
+    return (ready or able)[0]
+
+
+@functools.cache
+def entries() -> Image:
+    """The ways into any executor."""
+
+    def compiled(progress: Progress) -> bytes:
+        from .jit import compile_image
+        from .kernels.executor import ways_in
+
+        return compile_image("entries", _ENTRIES, ways_in)
+
+    return Image("entries", _ENTRIES, compiled)
+
+
+def needed(precision: str) -> list[Image]:
+    """All that models of a precision may ask for."""
+    return [entries(), *(image(precision, kernel_set) for kernel_set in KERNEL_SETS)]
+
+
+def entry(nogil: bool) -> Callable[[int, Any, Any], int]:
+    """kernels.executor.enter()."""
+    return entries().function("enter_nogil" if nogil else "enter")
+
+
+def context_entry(nogil: bool) -> Callable[[int], int]:
+    """kernels.executor.enter_context()."""
+    return entries().function("enter_context_nogil" if nogil else "enter_context")
+
+
+def binder() -> Callable[[int, int, int, int, Any], int]:
+    """kernels.executor.bind()."""
+    return entries().function("bind")
+
+
+def guards() -> tuple[Callable[[int], int], Callable[[int], int]]:
+    """kernels.executor.acquire() and give_up()."""
+    return entries().function("acquire"), entries().function("give_up")
+
+
+def server() -> Callable[[int], int]:
+    """kernels.workers.serve()."""
+    return entries().function("serve")
+
+
+def clock() -> Callable[[], int]:
+    """kernels.workers.clock()."""
+    return entries().function("clock")
+
+
+def emitted(symbol: str, precision: str, kernel_set: str = "full", assembly: bool = False) -> bytes:
+    """The object file of an executor for target(), whosever CPU that is, or its assembly text."""
+    from .jit import emit_kernel
+    from .kernels.executor import build
+
+    codes = KERNEL_SETS[kernel_set]
+    return emit_kernel(symbol, lambda: build(precision, codes, lambda *_: None)["call"], assembly)
