@@ -2,8 +2,8 @@
 
 Shared by the lowering, which writes it, and the kernels, which read it. All words are int64. An
 instruction is WORDS words: the opcode, then the fields below. An operand is an offset into the arena
-(even) or an offset into the constants with bit 0 set (``constant(offset)``); data are at least
-four-byte aligned, so the bit is free. Strides and sizes are in bytes unless a name says elements.
+or an address in the constants with the bit CONSTANT set (``constant(address)``). Strides and sizes are in
+bytes unless a name says elements.
 
 A tensor in the arena is rows: [T if timed][B][width], each row padded to whole vectors.
 """
@@ -16,6 +16,7 @@ from typing import Final
 WORDS: Final = 48  # words in an instruction
 WORD_BYTES: Final = 8
 INSTRUCTION_BYTES: Final = WORDS * WORD_BYTES
+CONSTANT: Final = 1 << 62  # no address has this bit
 
 
 class Opcode(IntEnum):
@@ -37,6 +38,10 @@ class Opcode(IntEnum):
     REARRANGE = 13  # pieces of each row to other places of another
     REDUCE = 14  # sums, maxima or minima over elements of each row
     MATMUL = 15  # products of matrices that are both computed, within each row
+    CONVERT = 16  # x as another kind of number
+    INTEGERS = 17  # f(x, y) of integers, and comparisons
+    SELECT = 18  # x or y by a condition
+    PICK = 19  # elements of each row at computed places
 
 
 class Copy(IntEnum):
@@ -65,28 +70,30 @@ class Rearrange(IntEnum):
     TARGET = 4
     TARGET_STEP = 5
     TARGET_ROW = 6
-    PIECES = 7  # table: source, target and length of each piece, in bytes within the row
+    PIECES = 7  # table, in bytes within the row: source, target, length, how many alike, from one to the next of each
     COUNT = 8
     ROWS = 9  # per time step
     TIMED = 10
 
 
 class Reduce(IntEnum):
-    """Fields of REDUCE: out[j] = f over k of x[PLACES[j] + OFFSETS[k]], times SCALE."""
+    """Fields of REDUCE: of each group out[j] = f over k of x[place + OFFSETS[k]], times SCALE.
+
+    With a code of class Extreme out[j] is k itself, an int64, and SCALE counts for nothing.
+    """
 
     X = 1
     X_STRIDE = 2
     OUT = 3
     OUT_STRIDE = 4
-    PLACES = 5  # table, in bytes within the row
-    COUNT = 6  # elements of a row of the result
+    GROUPS = 5  # table: of one element the place in bytes, j and 0; or of the first of 16, and how far apart they lie
+    COUNT = 6  # groups
     OFFSETS = 7  # table, in bytes
     DEPTH = 8  # elements each is made of, at least one
-    NEIGHBOURS = 9  # the places follow one another: whole vectors at once
-    FUNCTION = 10  # class Operation: ADD, MINIMUM, MAXIMUM
-    SCALE = 11  # bits of a float64
-    ROWS = 12
-    TIMED = 13
+    FUNCTION = 9  # class Operation: ADD, MINIMUM, MAXIMUM; class Extreme, of single elements
+    SCALE = 10  # bits of a float64
+    ROWS = 11
+    TIMED = 12
 
 
 class Matmul(IntEnum):
@@ -277,14 +284,17 @@ PLACES_AT_ONCE: Final = 24  # places of a convolution's output computed before t
 
 
 class Convolution(IntEnum):
-    """Fields of CONVOLUTION. Tables are int64 offsets in bytes."""
+    """Fields of CONVOLUTION. Tables are int64 offsets in bytes.
+
+    The lanes of a vector are 16 outputs at one place, or, where SPAN_COUNT is given, 16 neighbouring places of one.
+    """
 
     X = 1
     X_STRIDE = 2
     OUT = 3
     OUT_STRIDE = 4
-    WEIGHTS = 5  # of each group as DENSE's
-    BIAS = 6  # [group][whole vectors of outputs]
+    WEIGHTS = 5  # of each group as DENSE's; [group][OUTPUTS][K] with spans
+    BIAS = 6  # [group][whole vectors of outputs]; [group][OUTPUTS] with spans
     DEPTH = 7  # elements a place of the output is summed over: K
     GROUPS = 8
     GROUP_BYTES = 9  # of the (padded) row that a group of channels takes
@@ -300,9 +310,12 @@ class Convolution(IntEnum):
     LINE_BYTES = 19
     PADDED = 20  # scratch: the padded row, or -1
     PADDED_BYTES = 21
-    TILES = 22  # scratch: PLACES_AT_ONCE × 4 vectors
+    TILES = 22  # scratch: PLACES_AT_ONCE × 4 vectors, or -1 with spans
     ROWS = 23
     TIMED = 24
+    SPANS = 25  # table: of 16 neighbouring places the first, as in PLACES and in TARGETS
+    SPAN_COUNT = 26  # 0: the lanes are outputs
+    FLOOR = 27  # bits of a float64: the least that is written (0 for a Relu), -inf: anything
 
 
 class Map(IntEnum):
@@ -353,6 +366,97 @@ class Softmax(IntEnum):
     LOG = 8
 
 
+class Kind(IntEnum):
+    """What an element is, where it need not be of the executor's float type."""
+
+    FLOAT = 0
+    BOOL = 1
+    INT8 = 2
+    UINT8 = 3
+    INT16 = 4
+    UINT16 = 5
+    INT32 = 6
+    UINT32 = 7
+    INT64 = 8
+
+
+class Convert(IntEnum):
+    """Fields of CONVERT."""
+
+    X = 1
+    X_STRIDE = 2
+    OUT = 3
+    OUT_STRIDE = 4
+    WIDTH = 5
+    ROWS = 6
+    TIMED = 7
+    FROM = 8  # class Kind
+    TO = 9
+
+
+class Integers(IntEnum):
+    """Fields of INTEGERS: as JOIN's, and the kinds of both operands and of the result."""
+
+    X = 1
+    X_STEP = 2
+    X_ROW = 3
+    X_SINGLE = 4
+    Y = 5
+    Y_STEP = 6
+    Y_ROW = 7
+    Y_SINGLE = 8
+    OUT = 9
+    OUT_STEP = 10
+    OUT_ROW = 11
+    WIDTH = 12
+    ROWS = 13
+    TIMED = 14
+    FUNCTION = 15  # class Comparison
+    KIND = 16
+    OUT_KIND = 17
+
+
+class Select(IntEnum):
+    """Fields of SELECT: out = x where the condition (bool) holds, else y."""
+
+    CONDITION = 1
+    CONDITION_STEP = 2
+    CONDITION_ROW = 3
+    CONDITION_SINGLE = 4
+    X = 5
+    X_STEP = 6
+    X_ROW = 7
+    X_SINGLE = 8
+    Y = 9
+    Y_STEP = 10
+    Y_ROW = 11
+    Y_SINGLE = 12
+    OUT = 13
+    OUT_STEP = 14
+    OUT_ROW = 15
+    WIDTH = 16
+    ROWS = 17
+    TIMED = 18
+    KIND = 19  # of integers as large as what is chosen
+
+
+class Pick(IntEnum):
+    """Fields of PICK: pieces of a step's rows to a step's rows of the result, their places computed."""
+
+    X = 1
+    X_STEP = 2
+    INDEX = 3
+    INDEX_STEP = 4
+    INDEX_BYTES = 5  # 4 or 8, of one index
+    OUT = 6
+    OUT_STEP = 7
+    PIECES = 8  # table: of each piece the source at index 0, its index, the target, its bytes
+    COUNT = 9
+    ALONG = 10  # bytes from what one index means to what the next means
+    LIMIT = 11  # indices lie from -LIMIT to LIMIT - 1; 0: the steps of the call
+    TIMED = 12
+
+
 class Function(IntEnum):
     """Codes of elementwise functions of one argument; the first are the LSTM's gate activations too."""
 
@@ -386,6 +490,29 @@ class Operation(IntEnum):
     MINIMUM = 4
     MAXIMUM = 5
     RECTIFY = 6  # x where it is positive, else x·y (PRelu)
+
+
+class Comparison(IntEnum):
+    """Codes of INTEGERS; of floats only EQUAL and those with LESS."""
+
+    ADD = 0
+    SUBTRACT = 1
+    MULTIPLY = 2
+    MINIMUM = 3  # and, of booleans
+    MAXIMUM = 4  # or, of booleans
+    EQUAL = 5
+    DIFFERENT = 6  # xor, of booleans
+    LESS = 7
+    LESS_OR_EQUAL = 8
+
+
+class Extreme(IntEnum):
+    """Codes of REDUCE beside Operation's: which of the elements is greatest or least, as an int64."""
+
+    FIRST_GREATEST = 16
+    LAST_GREATEST = 17
+    FIRST_LEAST = 18
+    LAST_LEAST = 19
 
 
 class Context(IntEnum):
@@ -483,9 +610,9 @@ class Form(IntEnum):
 FORM_WORDS: Final = 24
 
 
-def constant(offset: int) -> int:
-    """Operand for an offset (or absolute address) into the constants."""
-    return offset | 1
+def constant(address: int) -> int:
+    """Operand for an address in the constants."""
+    return address | CONSTANT
 
 
 def port_word(port: int, word: Port) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -15,11 +15,12 @@ import numpy as np
 from .encoding import ABSENT, BUSY, FORM_WORDS, INSTRUCTION_BYTES, PORT_WORDS, RUNG, Context, Form, port_word
 from .encoding import Port as PortWord
 from .errors import InputError, LstmEngineError, StateError
+from .graph import Node
 from .passes.shapes import measured
 from .program.arena import CANARY_BYTES
 from .program.packing import aligned_empty
 from .program.program import HostCall, HostOperand, Place, Port, Program, Rows, StateSlot, Stretch
-from .reference import Work, evaluate, is_control
+from .reference import Work, bind, evaluate, is_control
 from .reference.control import bodies as bodies_of
 from .reference.control import units_of
 from .workers import Workers, shared
@@ -79,6 +80,8 @@ class Runner:
         self.step_seconds = step_seconds(program)
         self._holding, self._releasing = (images.context_entry(nogil) for nogil in (False, True))
         self._acquire, self._give_up = images.guards()
+        self._prepared: dict[int, list[HostRun | None]] = {}
+        self._controls = [call.node for call in program.hosts if is_control(call.node)]
         for at in program.canaries:
             self.arena[at : at + CANARY_BYTES] = CANARY
         self.reset()
@@ -118,16 +121,16 @@ class Runner:
 
     def bind(self, end: Attachment, array: np.ndarray) -> np.ndarray:
         """Point a port at an array; returns what has to stay alive: a copy, if the array does not lie as it should."""
-        if end.layout.order is None and end.binder(self.address, end.base, end.layout.step, end.layout.row, array):
+        if end.plain and end.binder(self.address, *end.words, array):
             return array
         array = end.layout.arranged(array)
-        end.binder(self.address, end.base, end.layout.step, end.layout.row, array)
+        end.binder(self.address, *end.words, array)
         return array
 
     def bind_new(self, end: Attachment) -> np.ndarray:
         """Point an output port at a new array, which settled() of its layout turns into the result."""
-        array = end.layout.empty(end.dtype)
-        end.binder(self.address, end.base, end.layout.step, end.layout.row, array)
+        array = np.empty(end.shape, end.dtype)
+        end.binder(self.address, *end.words, array)
         return array
 
     def unbind(self, port: Port) -> None:
@@ -182,55 +185,69 @@ class Runner:
 
     def _work(self, steps: int) -> Work | None:
         """The budget of one call, where there is control flow that needs one."""
-        bodies = [body for call in self.program.hosts if is_control(call.node) for body in bodies_of(call.node)]
-        if not bodies:
+        if not self._controls:
             return None
+        bodies = [body for node in self._controls for body in bodies_of(node)]
         shapes = [[steps if k == port.time else n for k, n in enumerate(port.shape)] for port in self.program.inputs]
         return Work(sum(map(prod, shapes)), self.program.carried, sum(map(units_of, bodies)), measured)
 
     def _run_stages(self, steps: int, work: Work | None) -> None:
         """Host calls in between: Python walks the blocks."""
-        program = self.program
+        program, words = self.program, self.words
         before = self.arena[: program.state_bytes].copy()
-        self.context[Context.SHADOW] = 0
+        words[Context.SHADOW] = 0
         done = 0
         try:
             while done < steps:
                 n = min(program.block, steps - done)
-                self.context[Context.TOTAL], self.context[Context.START] = n, done
-                self.context[Context.STEPS] = n
-                for stage in program.stages:
+                words[Context.TOTAL], words[Context.START], words[Context.STEPS] = n, done, n
+                for stage, prepared in zip(program.stages, self._stages(n), strict=True):
                     if isinstance(stage, Stretch):
-                        self.context[Context.CODE] = self.code.ctypes.data + stage.first * INSTRUCTION_BYTES
+                        words[Context.CODE] = int(self.code.ctypes.data) + stage.first * INSTRUCTION_BYTES
                         fault = self.enter(n)
                         if fault and not self.done(fault):
                             raise self.fault(fault)
-                    else:
-                        self._run_host(stage, n, work)
+                    elif prepared is not None:
+                        prepared.run(work)
                 done += n
         except BaseException:
             self.arena[: program.state_bytes] = before
             raise
         finally:
-            self.context[Context.START] = 0
-            self.context[Context.CODE] = self.code.ctypes.data
+            words[Context.START] = 0
+            words[Context.CODE] = self.code.ctypes.data
 
-    def _run_host(self, call: HostCall, steps: int, work: Work | None) -> None:
-        arrays = [self._logical(o, steps) if isinstance(o, HostOperand) else o for o in call.inputs]
-        for operand, result in zip(call.outputs, evaluate(call.node, arrays, work=work), strict=False):
-            if operand is not None:
-                view, order = self._physical(operand, steps)
-                spread = result.reshape([self._size(atom, steps) for axis in operand.axes for atom in axis])
-                view[...] = spread.transpose(order).reshape(view.shape)
+    def _stages(self, steps: int) -> list[HostRun | None]:
+        """The host calls for a block of so many steps, prepared once; None where the stage is machine code."""
+        if steps not in self._prepared:
+            self._prepared[steps] = [
+                self._host_run(stage, steps) if isinstance(stage, HostCall) else None for stage in self.program.stages
+            ]
+        return self._prepared[steps]
 
-    def _logical(self, operand: HostOperand, steps: int) -> np.ndarray:
+    def _host_run(self, call: HostCall, steps: int) -> HostRun:
+        """A host call whose operands are views of this arena."""
+        evaluator = None if is_control(call.node) else bind(call.node)
+        inputs = [self._logical(o, steps) if isinstance(o, HostOperand) else (o, None) for o in call.inputs]
+        outputs = [None if o is None else self._target(o, steps) for o in call.outputs]
+        return HostRun(call.node, evaluator, inputs, outputs)
+
+    def _target(self, operand: HostOperand, steps: int) -> tuple[np.ndarray, list[int], list[int]]:
+        """Where a result goes: the view, and the sizes and the order of its atoms."""
+        view, order = self._physical(operand, steps)
+        return view, [self._size(atom, steps) for axis in operand.axes for atom in axis], order
+
+    def _logical(self, operand: HostOperand, steps: int) -> tuple[np.ndarray, tuple[int, ...] | None]:
+        """An operand as NumPy sees it: the array itself, or a view and the shape that its copy is to have."""
         view, order = self._physical(operand, steps)
         sizes = [[self._size(atom, steps) for atom in axis] for axis in operand.axes]
         flat = [size for axis in sizes for size in axis]
         back: Any = np.argsort(order) if order else []
         spread = np.broadcast_to(view, self._full(operand, steps, view.shape)).reshape([flat[i] for i in order])
-        moved: np.ndarray = np.ascontiguousarray(spread.transpose(back))
-        return moved.reshape([int(np.prod(axis, dtype=np.int64)) for axis in sizes])
+        moved: np.ndarray = spread.transpose(back)
+        assert not view.size or np.may_share_memory(moved, view)  # a copy would keep the first call's values
+        shape = tuple(prod(axis) for axis in sizes)
+        return (moved.reshape(shape), None) if moved.flags.c_contiguous else (moved, shape)
 
     def _full(self, operand: HostOperand, steps: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         atoms = {atom for axis in operand.axes for atom in axis}
@@ -282,7 +299,33 @@ class Runner:
                 raise AssertionError(f"bytes behind the buffer that ends at {at} were overwritten")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class HostRun:
+    """An operator without an instruction at one number of steps: what of a call can be prepared.
+
+    ``inputs``: an array and None, or a view and the shape of the copy that is made of it; ``outputs``: the place of a
+    result, the sizes of its atoms and their order there; ``evaluator``: None for control flow, which needs a budget.
+    """
+
+    node: Node
+    evaluator: Callable[[Sequence[Any]], tuple[Any, ...]] | None
+    inputs: Sequence[tuple[np.ndarray | None, tuple[int, ...] | None]]
+    outputs: Sequence[tuple[np.ndarray, list[int], list[int]] | None]
+
+    def run(self, work: Work | None) -> None:
+        """From the arena to the arena; ``work``: what control flow may still spend."""
+        arrays = [
+            array if array is None or shape is None else np.ascontiguousarray(array).reshape(shape)
+            for array, shape in self.inputs
+        ]
+        made = self.evaluator(arrays) if self.evaluator else evaluate(self.node, arrays, work=work)
+        for target, result in zip(self.outputs, made, strict=False):
+            if target is not None:
+                view, sizes, order = target
+                view[...] = result.reshape(sizes).transpose(order).reshape(view.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """How an array of a logical shape is bound to a port.
 
@@ -315,9 +358,10 @@ class Layout:
         """The array as it has to lie."""
         return np.ascontiguousarray(array if self.order is None else array.transpose(self.order))
 
-    def empty(self, dtype: np.dtype[Any]) -> np.ndarray:
-        """A new array to be written in this layout."""
-        return np.empty(self.shape if self.order is None else [self.shape[i] for i in self.order], dtype)
+    @property
+    def in_memory(self) -> tuple[int, ...]:
+        """The shape of an array that is written in this layout."""
+        return self.shape if self.order is None else tuple(self.shape[i] for i in self.order)
 
     def settled(self, array: np.ndarray) -> np.ndarray:
         """The logical array of one written in this layout."""
@@ -327,14 +371,20 @@ class Layout:
         return np.ascontiguousarray(array.transpose(back))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Attachment:
-    """A port and how the arrays that are bound to it lie: all that a call needs to know of it."""
+    """A port and how the arrays that are bound to it lie: all that a call needs to know of it.
+
+    ``words``: index of the port's words in the context, and the strides that go there; ``plain``: arrays lie as they
+    are; ``shape``: of an array that is written.
+    """
 
     name: str
     dtype: np.dtype[Any]
-    base: int  # index of the port's words in the context
     layout: Layout
+    words: tuple[int, int, int]
+    plain: bool
+    shape: tuple[int, ...]
     binder: Callable[[int, int, int, int, np.ndarray], int]
 
     @staticmethod
@@ -342,8 +392,9 @@ class Attachment:
         """The attachment of a port."""
         from . import images
 
-        base = port_word(port.index, PortWord.ADDRESS)
-        return Attachment(port.name, port.dtype, base, layout, images.binder())
+        words = port_word(port.index, PortWord.ADDRESS), layout.step, layout.row
+        plain = layout.order is None
+        return Attachment(port.name, port.dtype, layout, words, plain, layout.in_memory, images.binder())
 
 
 def _contiguous_strides(shape: tuple[int, ...], item_bytes: int) -> list[int]:

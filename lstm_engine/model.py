@@ -421,14 +421,17 @@ class Call:
         self, runner: Runner, feeds: Mapping[str, np.ndarray], work: reference.Work | None
     ) -> dict[str, np.ndarray]:
         """Bind, run, and give the results in their logical shapes."""
-        absent = self.absent
-        held = [runner.bind(end, feeds[end.name] if end.name in feeds else absent[end.name]) for end in self.inputs]
-        made = [runner.bind_new(end) for end in self.outputs]
+        if self.absent:
+            feeds = {**self.absent, **feeds}
+        bind, bind_new = runner.bind, runner.bind_new
+        held = [bind(end, feeds[end.name]) for end in self.inputs]
+        made = [bind_new(end) for end in self.outputs]
         for port in self.unwanted:
             runner.unbind(port)
         runner.run(self.steps, work)
         del held  # the ports pointed at them until here
-        return {end.name: end.layout.settled(array) for end, array in zip(self.outputs, made, strict=True)}
+        ends = zip(self.outputs, made, strict=True)
+        return {end.name: array if end.plain else end.layout.settled(array) for end, array in ends}
 
 
 @dataclass(frozen=True)

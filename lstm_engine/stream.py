@@ -390,7 +390,8 @@ class Stream:
         """Leave the context as the short way wants it: one step, rows of one step."""
         words = self._runner.words
         for end in self._step_ends.values():
-            words[end.base + 1], words[end.base + 2] = end.layout.step, end.layout.row
+            base, step, row = end.words
+            words[base + 1], words[base + 2] = step, row
         words[Context.TOTAL] = 1
 
     def _ports(self) -> tuple[Port, ...]:

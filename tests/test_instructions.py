@@ -117,6 +117,73 @@ def test_a_convolution_is_the_same_whoever_shares_its_batch() -> None:
 
 
 @st.composite
+def images(draw: st.DrawFn) -> tuple[list[Node], Feeds, Feeds]:
+    """Lines of 16 places and more, so that places may lie abreast; a Relu, a bias or neither behind."""
+    height, width = draw(st.integers(1, 5)), draw(st.sampled_from([16, 17, 24, 31, 32, 33, 48, 50]))
+    group = draw(st.sampled_from([1, 1, 3]))
+    kernel = (min(height, draw(st.integers(1, 3))), draw(st.integers(1, 3)))
+    M, channels = group * draw(st.sampled_from([1, 2, 3, 4, 7, 8, 9, 16, 19])), group * draw(st.integers(1, 3))
+    attributes = {"group": group, "pads": (kernel[0] // 2, kernel[1] // 2) * 2, "strides": (draw(st.integers(1, 2)), 1)}
+    dtype = draw(DTYPES)
+    constants = {"W": drawn(draw, (M, channels // group, *kernel), dtype), "B": drawn(draw, (M,), dtype)}
+    feeds = {"x": drawn(draw, (draw(st.integers(1, 2)), channels, height, width), dtype)}
+    names = ("x", "W", "B") if draw(st.booleans()) else ("x", "W")
+    nodes = [Node("Conv", names, ("y",), attributes)]
+    if draw(st.booleans()):
+        nodes.append(Node("Relu", ("y",), ("z",)))
+    return nodes, feeds, constants
+
+
+@examples(100)
+@given(images())
+def test_lanes_are_places_or_outputs(case: tuple[list[Node], Feeds, Feeds]) -> None:
+    """The same bits whichever the lanes of a convolution are."""
+    nodes, feeds, constants = case
+    graph = graph_of(nodes, feeds, constants)
+    made = []
+    for gain, kind in ((0.0, "outputs abreast"), (np.inf, "places abreast")):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("lstm_engine.program.convolution.SPAN_GAIN", gain)
+            made.append(assert_in_machine_code(graph, feeds))
+            model = Model(graph, element_type(graph))
+            model.run(dict(feeds))
+            (lowered, _), *_ = model._programs.values()
+            assert any(kind in instruction.note for instruction in lowered.program.listing)
+    for name, y in made[0].items():
+        np.testing.assert_array_equal(y, made[1][name])
+
+
+@pytest.mark.parametrize("width", [5, 32])
+def test_a_relu_keeps_nan_and_leaves_what_others_read(width: int) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((2, 3, width)).astype(np.float32)
+    x[1, 0, 2] = np.nan
+    constants = {"W": rng.standard_normal((4, 3, 1)).astype(np.float32)}
+    nodes = [Node("Conv", ("x", "W"), ("y",)), Node("Relu", ("y",), ("z",)), Node("Neg", ("y",), ("n",))]
+    inputs = [TensorSpec("x", x.dtype, ("batch", 3, width))]
+    for names in (("z",), ("z", "y"), ("z", "n")):
+        outputs = [TensorSpec(name, x.dtype, None) for name in names]
+        graph = Graph.build(nodes, inputs, outputs, constants, 21)
+        for name, got in Model(graph, "float32").run(x).items():
+            np.testing.assert_allclose(got, reference.run(graph, {"x": x})[name], atol=1e-5)
+
+
+def test_a_bias_that_is_added_to_a_view_of_a_product_leaves_the_product() -> None:
+    x, W = np.ones((2, 3), np.float32), np.ones((3, 2), np.float32)
+    constants = {"W": W, "b": np.full(2, 100, np.float32), "shape": np.array([-1, 1, 2])}
+    nodes = [
+        Node("MatMul", ("x", "W"), ("y",)),
+        Node("Reshape", ("y", "shape"), ("r",)),
+        Node("Add", ("r", "b"), ("z",)),
+    ]
+    outputs = [TensorSpec(name, np.dtype(np.float32), None) for name in ("y", "z")]
+    graph = Graph.build(nodes, [TensorSpec("x", x.dtype, ("batch", 3))], outputs, constants, 21)
+    got = Model(graph, "float32").run(x)
+    assert (got["y"] == 3).all()
+    assert (got["z"] == 103).all()
+
+
+@st.composite
 def pools(draw: st.DrawFn) -> tuple[Node, Feeds]:
     rank = draw(st.integers(1, 2))
     op = draw(st.sampled_from(["MaxPool", "AveragePool"]))
@@ -126,9 +193,9 @@ def pools(draw: st.DrawFn) -> tuple[Node, Feeds]:
     attributes["pads"] = tuple(draw(st.integers(0, k - 1)) for k in kernel * 2)
     if op == "AveragePool":
         attributes["count_include_pad"] = draw(st.integers(0, 1))
-    x = drawn(
-        draw, (draw(st.integers(1, 3)), draw(st.integers(1, 20)), *[draw(st.integers(3, 9))] * rank), draw(DTYPES)
-    )
+    sizes = [draw(st.integers(3, 9)) for _ in range(rank)]
+    sizes[-1] = draw(st.sampled_from([sizes[-1], 16, 31, 40, 67]))
+    x = drawn(draw, (draw(st.integers(1, 3)), draw(st.integers(1, 20)), *sizes), draw(DTYPES))
     return Node(op, ("x",), ("y",), attributes), {"x": x}
 
 

@@ -26,7 +26,7 @@ from ..encoding import (
 )
 from ..image import Progress
 from ..jit import compile_kernel, kernel
-from . import convolution, matmul, pointwise, recurrent, reduction, rows, workers
+from . import convolution, integers, matmul, pointwise, recurrent, reduction, rows, workers
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
 from .product import gathering_rows, product_rows
@@ -61,6 +61,10 @@ from .weights import Floats, weights_of
     REARRANGE,
     REDUCE,
     MATMUL,
+    CONVERT,
+    INTEGERS,
+    SELECT,
+    PICK,
 ) = (int(code) for code in Opcode)
 SIZE = INSTRUCTION_BYTES
 (
@@ -91,6 +95,10 @@ _NAMES: Final[Mapping[Opcode, tuple[str, ...]]] = {
     Opcode.REARRANGE: ("rearrange",),
     Opcode.REDUCE: ("reduce",),
     Opcode.MATMUL: ("matmul_",),
+    Opcode.CONVERT: ("convert",),
+    Opcode.INTEGERS: ("join_integers",),
+    Opcode.SELECT: ("select",),
+    Opcode.PICK: ("pick",),
 }
 
 
@@ -110,6 +118,7 @@ def build(precision: str, opcodes: Collection[Opcode], progress: Progress) -> di
         **pointwise.kernels(v, activate),
         "reduce": reduction.reduce_rows(v),
         "matmul_": matmul.matmul_rows(v, floats_narrow),
+        **integers.kernels(v),
     }
     assert set(parts) == {name for names in _NAMES.values() for name in names}, "a kernel belongs to no opcode"
     wanted = {name for opcode in opcodes for name in _NAMES.get(opcode, ())}
@@ -170,6 +179,14 @@ def run(code, cx):  # type: ignore[no-untyped-def]
             fault = reduce(ip, cx)  # noqa: F821
         elif op == MATMUL:
             fault = matmul_(ip, cx)  # noqa: F821
+        elif op == CONVERT:
+            fault = convert(ip, cx)  # noqa: F821
+        elif op == INTEGERS:
+            fault = join_integers(ip, cx)  # noqa: F821
+        elif op == SELECT:
+            fault = select(ip, cx)  # noqa: F821
+        elif op == PICK:
+            fault = pick(ip, cx)  # noqa: F821
         else:
             return 0
         if fault != 0:

@@ -121,9 +121,7 @@ def combination(v: Lanes) -> Any:
     subtract = v.intrinsic(lambda b, x, y: b.fsub(x, y), "vv", "v")
     multiply = v.intrinsic(lambda b, x, y: b.fmul(x, y), "vv", "v")
     divide = v.intrinsic(lambda b, x, y: b.fdiv(x, y), "vv", "v")
-    # NaN on either side is the result, as in NumPy and ONNX.
-    least = v.intrinsic(lambda b, x, y: or_nan(v, b, x, v.minimum(b, x, y)), "vv", "v")
-    most = v.intrinsic(lambda b, x, y: or_nan(v, b, x, v.maximum(b, x, y)), "vv", "v")
+    least, most = v.intrinsic(v.least, "vv", "v"), v.intrinsic(v.most, "vv", "v")
     rectified = v.intrinsic(
         lambda b, x, y: b.select(b.fcmp_ordered(">", x, v.constant(0.0)), x, b.fmul(x, y)), "vv", "v"
     )
@@ -186,11 +184,6 @@ def join_rows(v: Lanes) -> Any:
     return join
 
 
-def or_nan(v: Lanes, b: ir.IRBuilder, x: ir.Value, result: ir.Value) -> ir.Value:
-    """result, or x where x is NaN (result already is y where y is)."""
-    return b.select(b.fcmp_unordered("uno", x, x), x, result)
-
-
 def softmax_rows(v: Lanes) -> Any:
     """Softmax or its logarithm along each row; a row without a finite maximum gives NaN."""
     negative_infinity = float("-inf")
@@ -200,7 +193,7 @@ def softmax_rows(v: Lanes) -> Any:
 
     load = v.intrinsic(masked_load, "aa", "v")
     vector_store = v.intrinsic(lambda b, at, x: v.store(b, x, at, aligned=False), "av", "")
-    most = v.intrinsic(lambda b, x, y: or_nan(v, b, x, v.maximum(b, x, y)), "vv", "v")
+    most = v.intrinsic(v.most, "vv", "v")
     exp = v.intrinsic(_with(v, maths.exp), "v", "v")
     log = v.intrinsic(_with(v, maths.log), "v", "v")
     add = v.intrinsic(lambda b, x, y: b.fadd(x, y), "vv", "v")

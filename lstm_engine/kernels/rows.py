@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..encoding import PORT_WORDS, Context, Copy, Embed, Port, Rearrange
+from ..encoding import CONSTANT, PORT_WORDS, Context, Copy, Embed, Pick, Port, Rearrange
 from ..jit import kernel
 from .simd import copy_bytes, half, never_inline, set_half, set_word, word, word32
 
@@ -23,9 +23,9 @@ def field(ip: int, index: int) -> int:
 
 @kernel
 def locate(cx: int, operand: int) -> int:
-    """Address of an operand: in the constants where its bit 0 is set, else in the arena."""
-    if operand & 1:
-        return word(cx + CONSTANTS) + operand - 1
+    """Address of an operand: in the constants where it says so, else in the arena."""
+    if operand & CONSTANT:
+        return word(cx + CONSTANTS) + (operand ^ CONSTANT)
     return word(cx + ARENA) + operand
 
 
@@ -222,6 +222,17 @@ def embed(ip: int, cx: int) -> int:
 
 
 @kernel
+def copy_piece(to: int, at: int, count: int) -> None:
+    """``count`` bytes, mostly those of one element."""
+    if count == 4:
+        set_half(to, half(at))
+    elif count == 8:
+        set_word(to, word(at))
+    else:
+        copy_bytes(to, at, count)
+
+
+@kernel
 def rearrange(ip: int, cx: int) -> int:
     """Pieces of each row to other places of another."""
     never_inline()
@@ -234,20 +245,60 @@ def rearrange(ip: int, cx: int) -> int:
             source = at + t * field(ip, FROM_STEP) + b * field(ip, FROM_ROW)
             target = to + t * field(ip, TO_STEP) + b * field(ip, TO_ROW)
             piece = pieces
-            while piece < pieces + count * 24:
-                size = word(piece + 16)
+            while piece < pieces + count * 48:
+                from_, into, size = source + word(piece), target + word(piece + 8), word(piece + 16)
+                alike, from_step, into_step = word(piece + 24), word(piece + 32), word(piece + 40)
                 if size == 4:
-                    set_half(target + word(piece + 8), half(source + word(piece)))
-                elif size == 8:
-                    set_word(target + word(piece + 8), word(source + word(piece)))
+                    i = 0
+                    while i < alike:
+                        set_half(into + i * into_step, half(from_ + i * from_step))
+                        i += 1
                 else:
-                    copy_bytes(target + word(piece + 8), source + word(piece), size)
-                piece += 24
+                    i = 0
+                    while i < alike:
+                        copy_piece(into + i * into_step, from_ + i * from_step, size)
+                        i += 1
+                piece += 48
             b += 1
+        t += 1
+    return 0
+
+
+(
+    PICKED, PICKED_STEP, INDEX, INDEX_STEP, INDEX_BYTES, MADE, MADE_STEP, PICKS, PICK_COUNT, ALONG, LIMIT, PICK_TIMED,
+) = (int(f) for f in Pick)  # fmt: skip
+
+
+@kernel
+def pick(ip: int, cx: int) -> int:
+    """Pieces of each step's rows from where indices say; one that is out of range is a fault."""
+    never_inline()
+    at, index, to = locate(cx, field(ip, PICKED)), locate(cx, field(ip, INDEX)), locate(cx, field(ip, MADE))
+    pieces, size, along = locate(cx, field(ip, PICKS)), field(ip, INDEX_BYTES), field(ip, ALONG)
+    limit = field(ip, LIMIT)
+    if limit == 0:
+        limit = word(cx + STEPS)
+    t = 0
+    while t < steps(ip, cx, PICK_TIMED):
+        piece = pieces
+        while piece < pieces + field(ip, PICK_COUNT) * 32:
+            named = index + word(piece + 8)
+            place = word32(named) if size == 4 else word(named)
+            if place < -limit or place >= limit:
+                set_word(cx + FAULT_VALUE, place)
+                set_word(cx + FAULT_LIMIT, limit)
+                return 1
+            if place < 0:
+                place += limit
+            copy_piece(to + word(piece + 16), at + word(piece) + place * along, word(piece + 24))
+            piece += 32
+        at += field(ip, PICKED_STEP)
+        index += field(ip, INDEX_STEP)
+        to += field(ip, MADE_STEP)
         t += 1
     return 0
 
 
 def kernels() -> dict[str, Any]:
     """The kernels of this file by the name the executor calls them."""
-    return {"load": load, "store": store, "copy": copy, "embed": embed, "rearrange": rearrange}
+    return {"load": load, "store": store, "copy": copy, "embed": embed, "rearrange": rearrange, "pick": pick}

@@ -46,8 +46,12 @@ class VectorModel(models.PrimitiveModel):
     """How LLVM holds a VectorType."""
 
     def __init__(self, dmm: Any, fe_type: VectorType) -> None:
-        element = ir.FloatType() if fe_type.element == "float32" else ir.DoubleType()
-        super().__init__(dmm, fe_type, ir.VectorType(element, WIDTH))
+        elements = {"float32": ir.FloatType(), "float64": ir.DoubleType(), "int64": INT64}
+        super().__init__(dmm, fe_type, ir.VectorType(elements[fe_type.element], WIDTH))
+
+
+#: What integers and booleans of any size are computed as.
+INTEGER_LANES = VectorType("int64")
 
 
 def pointer(b: ir.IRBuilder, at: ir.Value) -> ir.Value:
@@ -139,6 +143,14 @@ class Lanes:
         """min(x, y); y where either is NaN."""
         return b.select(b.fcmp_ordered("<", x, y), x, y)
 
+    def least(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        """min(x, y); NaN where either is, as in NumPy and ONNX."""
+        return b.select(b.fcmp_unordered("uno", x, x), x, self.minimum(b, x, y))
+
+    def most(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        """max(x, y); NaN where either is."""
+        return b.select(b.fcmp_unordered("uno", x, x), x, self.maximum(b, x, y))
+
     def first_lanes(self, b: ir.IRBuilder, count: ir.Value, x: ir.Value, otherwise: ir.Value) -> ir.Value:
         """x in the first ``count`` (int64) lanes, ``otherwise`` in the others."""
         lane_type = ir.VectorType(INT64, WIDTH)
@@ -168,9 +180,10 @@ class Lanes:
     def intrinsic(self, emit: Any, arguments: str, result: str) -> Any:
         """Make an emitter callable from jitted code.
 
-        ``arguments`` and ``result``: one letter a value: v vector, s scalar, a address or integer, '' nothing.
+        ``arguments`` and ``result``: one letter a value: v vector, i vector of integers, s scalar, a address or
+        integer, '' nothing.
         """
-        letters = {"v": self.numba_vector, "s": self.numba_scalar, "a": address}
+        letters = {"v": self.numba_vector, "i": INTEGER_LANES, "s": self.numba_scalar, "a": address}
         signature_types = [letters[letter] for letter in arguments]
         result_type = letters[result] if result else types.void
 
@@ -406,7 +419,14 @@ def _bits_to_float(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     return b.bitcast(bits, ir.DoubleType())
 
 
-_integers = lanes("float32")  # only its intrinsic() is used: the letters here are all integers
+def _splat_integer(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    undefined = ir.Constant(ir.VectorType(INT64, WIDTH), ir.Undefined)
+    first = b.insert_element(undefined, x, ir.Constant(INT32, 0))
+    return b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, WIDTH), [0] * WIDTH))
+
+
+integer_lanes = _integers = lanes("float32")  # only its intrinsic() is used: the letters here are all integers
+splat_integer = _integers.intrinsic(_splat_integer, "a", "i")
 word = _integers.intrinsic(_word_load, "a", "a")
 set_word = _integers.intrinsic(_word_store, "aa", "")
 word32 = _integers.intrinsic(_word32_load, "a", "a")

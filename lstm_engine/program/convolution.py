@@ -22,11 +22,13 @@ from ..reference.windows import Sizes, windows
 from .layers import optional_weights, source, weights
 from .lower import Lowering, NoInstructionError, emits
 from .packing import LANES, WIDE, aligned_copy, blocks, pack_dense, pack_planes
-from .program import Pinned, Rows
+from .program import Field, Pinned, Rows
 from .weights import form_of
 
 #: Entries of a table of offsets: more is an image, not a step of a stream.
 MOST_ENTRIES: Final = 1 << 20
+#: Vectors of places are taken where they are at most this many times those of outputs, which have to be transposed.
+SPAN_GAIN: Final = 1.25
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,8 @@ def emit_convolution(
     size, groups, depth = low.dtype.itemsize, int(node.attributes.get("group", 1)), at.offsets.size
     M = W.shape[0] // groups
     by_group = W.reshape(groups, M, depth)
+    spans = _spans(at, size)
+    abreast = spans.size > 0 and depth > 0 and len(spans) * M * LANES <= SPAN_GAIN * at.places.size * blocks(M) * LANES
     weights_at = 2 if node.op == "CausalConv" else 1
     bias_at = weights_at + 1
     B = optional_weights(low, node, bias_at)
@@ -208,35 +212,78 @@ def emit_convolution(
             Convolution.X_STRIDE: x.stride,
             Convolution.OUT: out.place,
             Convolution.OUT_STRIDE: out.stride,
-            Convolution.WEIGHTS: Pinned(low.store.get(("convolution", *key), lambda: _packed(by_group, low.dtype))),
-            Convolution.BIAS: Pinned(
-                low.store.get(
-                    ("convolution bias", *key), lambda: aligned_copy(_planes(bias[:, :, None], low.dtype), low.dtype)
-                )
-            ),
+            **(_places_abreast if abreast else _outputs_abreast)(low, key, by_group, bias, at),
             Convolution.DEPTH: depth,
             Convolution.GROUPS: groups,
             Convolution.GROUP_BYTES: at.group,
             Convolution.OUTPUTS: M,
-            Convolution.VECTORS: blocks(M),
-            Convolution.PLACES: table(low, at.places),
-            Convolution.COUNT: at.places.size,
             Convolution.OFFSETS: table(low, at.offsets),
-            Convolution.TARGETS: table(low, at.targets),
             Convolution.PLANE: at.plane,
+            Convolution.FLOOR: int(np.float64(-np.inf).view(np.int64)),
             Convolution.LINES: table(low, padding.lines) if padding else -1,
             Convolution.LINE_COUNT: padding.lines.size if padding else 0,
             Convolution.LINE_BYTES: padding.line if padding else 0,
             Convolution.PADDED: low.buffer(padding.size, "padded") if padding else -1,
             Convolution.PADDED_BYTES: padding.size if padding else 0,
-            Convolution.TILES: low.buffer(PLACES_AT_ONCE * WIDE * size, "tiles"),
             Convolution.ROWS: low.per_step(x),
             Convolution.TIMED: int(x.timed),
         },
-        f"{note} {low.dtype.name} {target().variant}",
+        f"{note} {low.dtype.name} {target().variant}, {'places' if abreast else 'outputs'} abreast",
         by_group.nbytes,
         2 * by_group.size * at.places.size * low.per_step(x),
     )
+
+
+def _outputs_abreast(
+    low: Lowering, key: tuple[object, ...], by_group: np.ndarray, bias: np.ndarray, at: Geometry
+) -> dict[Convolution, Field]:
+    """Fields of a CONVOLUTION whose lanes are outputs."""
+    packed = low.store.get(("convolution", *key), lambda: _packed(by_group, low.dtype))
+    padded = low.store.get(
+        ("convolution bias", *key), lambda: aligned_copy(_planes(bias[:, :, None], low.dtype), low.dtype)
+    )
+    return {
+        Convolution.WEIGHTS: Pinned(packed),
+        Convolution.BIAS: Pinned(padded),
+        Convolution.VECTORS: blocks(by_group.shape[1]),
+        Convolution.PLACES: table(low, at.places),
+        Convolution.COUNT: at.places.size,
+        Convolution.TARGETS: table(low, at.targets),
+        Convolution.TILES: low.buffer(PLACES_AT_ONCE * WIDE * low.dtype.itemsize, "tiles"),
+        Convolution.SPAN_COUNT: 0,
+    }
+
+
+def _places_abreast(
+    low: Lowering, key: tuple[object, ...], by_group: np.ndarray, bias: np.ndarray, at: Geometry
+) -> dict[Convolution, Field]:
+    """Fields of a CONVOLUTION whose lanes are neighbouring places."""
+    spans = _spans(at, low.dtype.itemsize)
+    dense = low.store.get(("convolution by places", *key), lambda: aligned_copy(by_group, low.dtype))
+    return {
+        Convolution.WEIGHTS: Pinned(dense),
+        Convolution.BIAS: Pinned(low.store.shared(bias, low.dtype)),
+        Convolution.TILES: -1,
+        Convolution.SPANS: table(low, spans),
+        Convolution.SPAN_COUNT: len(spans),
+    }
+
+
+def _spans(at: Geometry, size: int) -> np.ndarray:
+    """Place and target of the first of every 16 places that lie side by side in input and output: [count, 2].
+
+    The last of a line may overlap the one before. Empty where a line has fewer than 16.
+    """
+    breaks = np.flatnonzero((np.diff(at.places) != size) | (np.diff(at.targets) != size)) + 1
+    starts = np.concatenate([[0], breaks])
+    lengths = np.diff(np.concatenate([starts, [at.places.size]]))
+    if lengths.min() < LANES:
+        return np.empty((0, 2), np.int64)
+    within = [
+        np.minimum(np.arange(blocks(n)) * LANES, n - LANES) + first for first, n in zip(starts, lengths, strict=True)
+    ]
+    chosen = np.concatenate(within)
+    return np.stack([at.places[chosen], at.targets[chosen]], axis=1)
 
 
 def grid(axes: list[np.ndarray], sizes: Sizes) -> np.ndarray:

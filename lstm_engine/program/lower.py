@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from math import prod
 from typing import Any, Final
 
@@ -253,6 +254,21 @@ class Lowering:
         copied = self.new_rows("spread", timed or rows.timed, batched or rows.batched, rows.width, rows.dtype)
         self.copy(rows, copied)
         return copied
+
+    def sole_makers(self, name: str, opcode: Opcode, out: IntEnum) -> list[int]:
+        """The instructions of this opcode that write a tensor, by the field ``out``, if one node alone reads it.
+
+        None where another tensor that is read elsewhere lies in the same memory: what is made may then be changed.
+        """
+        rows = self.rows.get(name)
+        if rows is None or not isinstance(rows.place, Place):
+            return []
+        shared = [n for n, r in self.rows.items() if isinstance(r.place, Place) and r.place.buffer is rows.place.buffer]
+        shown = {spec.name for spec in self.graph.outputs}
+        if any(n in shown or len(self.consumers.get(n, ())) != 1 for n in shared):
+            return []
+        makers = enumerate(self.instructions)
+        return [i for i, made in makers if made.opcode == opcode and made.fields.get(out) == rows.place]
 
     # --- instructions ------------------------------------------------------------------------------------------------
 

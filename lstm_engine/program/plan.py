@@ -16,8 +16,10 @@ from ..passes.cut import resolved
 from ..passes.shapes import specialise
 from ..passes.steps import settles
 from . import convolution as convolution
+from . import integers as integers
 from . import layers as layers
 from . import looking_back as looking_back
+from . import picking as picking
 from . import pointwise as pointwise
 from . import rearranging as rearranging
 from . import recurrent as recurrent

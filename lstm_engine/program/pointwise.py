@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Final
 
 import numpy as np
 
-from ..encoding import Dense, Function, Join, Map, Opcode, Operation, Softmax
+from ..encoding import Convolution, Dense, Function, Join, Map, Opcode, Operation, Softmax
 from ..graph import Node
 from ..reference import OPERATORS
+from .integers import are_integers, lower_arithmetic, lower_bounds
 from .lower import Lowering, NoInstructionError, emits
-from .program import Instruction, Pinned, Rows
+from .program import Pinned, Rows
 from .rearranging import MOST_ELEMENTS, TOO_LARGE, spread
 
 MAPS: Final = {
@@ -45,14 +47,34 @@ JOINS: Final = {
 @emits(*MAPS)
 def lower_map(low: Lowering, node: Node) -> None:
     """f(x), with the operator's own defaults."""
+    if node.op == "Relu" and _fold_floor(low, node):
+        return
     known = OPERATORS[node.op].defaults
     alpha, beta = (float(node.attributes.get(name, known.get(name, 0.0))) for name in ("alpha", "beta"))
     emit_map(low, node, MAPS[node.op], alpha, beta)
 
 
+def _fold_floor(low: Lowering, node: Node) -> bool:
+    """A convolution and a Relu are one instruction: nothing below 0 is written."""
+    x = node.input(0)
+    made = low.sole_makers(x, Opcode.CONVOLUTION, Convolution.OUT)
+    if not made or low.form(x) != low.form(node.output(0)):
+        return False
+    for index in made:
+        before = low.instructions[index]
+        note = f"{before.note}, relu"
+        fields = {**before.fields, Convolution.FLOOR: int(np.float64(0.0).view(np.int64))}
+        low.instructions[index] = replace(before, fields=fields, note=note)
+    low.rows[node.output(0)] = low.rows[x]
+    return True
+
+
 @emits("Clip")
 def lower_clip(low: Lowering, node: Node) -> None:
     """Constant bounds."""
+    if are_integers(low, node.input(0)):
+        lower_bounds(low, node)
+        return
     bounds = []
     for index, default in ((1, -np.inf), (2, np.inf)):
         name = node.input(index)
@@ -94,6 +116,9 @@ def lower_join(low: Lowering, node: Node) -> None:
     """f(x, y), either broadcast over time, batch or the whole row."""
     if len(node.inputs) != 2:
         raise NoInstructionError("it has other than two operands")
+    if are_integers(low, node.output(0)):
+        lower_arithmetic(low, node)
+        return
     if node.op == "Add" and _fold_bias(low, node):
         return
     x, y = (_operand(low, name, node.output(0)) for name in node.inputs)
@@ -144,34 +169,20 @@ def _fold_bias(low: Lowering, node: Node) -> bool:
     """MatMul + a constant vector is one dense layer: put the vector where the product starts from."""
     for product, vector in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
         value = low.value(vector)
-        rows = low.rows.get(product)
-        if value is None or rows is None or len(low.consumers.get(product, ())) != 1:
+        if value is None or value.ndim == 0 or value.shape[-1] != value.size:
             continue
-        if any(product == spec.name for spec in low.graph.outputs):
+        made = low.sole_makers(product, Opcode.DENSE, Dense.OUT)
+        if len(made) != 1 or value.size != low.rows[product].width or low.form(product) != low.form(node.output(0)):
             continue
-        made = next((i for i, ins in enumerate(low.instructions) if ins.fields.get(Dense.OUT) == rows.place), None)
-        if made is None or low.instructions[made].opcode != Opcode.DENSE:
-            continue
-        if value.ndim == 0 or value.shape[-1] != value.size or value.size != rows.width:
-            continue
-        if low.form(product) != low.form(node.output(0)):
-            continue
-        before = low.instructions[made]
+        before = low.instructions[made[0]]
         held = before.fields[Dense.BIAS]
         if not isinstance(held, Pinned) or held.array.any():
             continue
         padded = np.zeros(held.array.size, low.dtype)
         padded[: value.size] = value.reshape(-1)
         packed = low.store.shared(padded, low.dtype)
-        low.instructions[made] = Instruction(
-            before.opcode,
-            {**before.fields, Dense.BIAS: Pinned(packed)},
-            before.node,
-            before.note,
-            before.weight_bytes,
-            before.operations,
-        )
-        low.rows[node.output(0)] = rows
+        low.instructions[made[0]] = replace(before, fields={**before.fields, Dense.BIAS: Pinned(packed)})
+        low.rows[node.output(0)] = low.rows[product]
         return True
     return False
 

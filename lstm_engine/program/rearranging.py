@@ -22,8 +22,8 @@ MOST_ELEMENTS: Final = 1 << 20
 TOO_LARGE: Final = "it moves more elements than the tables allow"
 #: Operators that move the elements of their first input, the others being known. Concat and ScatterND move several.
 MOVES: Final = (
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape",
-    "ReverseSequence", "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    "Concat", "DepthToSpace", "Expand", "Flatten", "GatherND", "Identity", "Pad", "Reshape", "ReverseSequence",
+    "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 )  # fmt: skip
 NOWHERE: Final = -1
 
@@ -76,6 +76,12 @@ def _fill(low: Lowering, node: Node) -> float | int:
     return value.reshape(-1)[0].item() if value.size else 0
 
 
+def numbers_of(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of this shape whose elements are numbered."""
+    (numbers,) = _numbers([shape])
+    return numbers
+
+
 def _numbers(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
     """Arrays of these shapes whose elements are numbered through all of them."""
     first, numbered = 0, []
@@ -93,12 +99,11 @@ def spread(low: Lowering, name: str, result: str) -> Rows:
     value = low.value(name)
     if value is not None:
         return low.constant_rows(result, np.broadcast_to(value, shape))
-    (numbers,) = _numbers([low.shape(name)])
-    return rearranged(low, [name], result, np.broadcast_to(numbers, shape), 0)
+    return rearranged(low, [name], result, np.broadcast_to(numbers_of(low.shape(name)), shape), 0)
 
 
 def rearranged(low: Lowering, sources: Sequence[str], result: str, numbers: np.ndarray, fill: float | int) -> Rows:
-    """Rows of ``result``, whose elements are those of ``sources`` with these numbers, or ``fill``.
+    """Rows in the form of ``result``, whose elements are those of ``sources`` with these numbers, or ``fill``.
 
     Raises NoInstructionError where an element comes from another row.
     """
@@ -108,7 +113,7 @@ def rearranged(low: Lowering, sources: Sequence[str], result: str, numbers: np.n
         raise NoInstructionError("it moves nothing")
     columns = _columns(low, sources, result, numbers)
     parts = [low.read(name) for name in sources]
-    dtype = low.known.dtypes[result]
+    dtype = parts[0].dtype
     if any(part.dtype != dtype for part in parts):
         raise NoInstructionError("its operands are of different types")
     timed, batched = any(part.timed for part in parts), any(part.batched for part in parts)
@@ -137,10 +142,9 @@ def _columns(low: Lowering, sources: Sequence[str], result: str, numbers: np.nda
     whole = low.form(result)
     if any(form.timed > whole.timed or form.batched > whole.batched for form in map(low.form, sources)):
         raise NoInstructionError("it takes one of several rows")
-    homes = np.concatenate([_homes(low, index, name) for index, name in enumerate(sources)])
-    roles, form = low.roles, low.form(result)
-    physical = to_physical(numbers, roles.axes[result], roles.sizes, roles.time, roles.batch, form)
-    found = np.where(physical[..., None] == NOWHERE, [NOWHERE, 0, NOWHERE, NOWHERE], homes[physical])
+    places = np.concatenate([homes(low, index, name) for index, name in enumerate(sources)])
+    physical = physical_numbers(low, result, numbers)
+    found = np.where(physical[..., None] == NOWHERE, [NOWHERE, 0, NOWHERE, NOWHERE], places[physical])
     steps, rows = np.arange(physical.shape[0])[:, None, None], np.arange(physical.shape[1])[None, :, None]
     from_step, from_row = found[..., 2], found[..., 3]
     if ((from_step != NOWHERE) & (from_step != steps)).any() or ((from_row != NOWHERE) & (from_row != rows)).any():
@@ -151,18 +155,23 @@ def _columns(low: Lowering, sources: Sequence[str], result: str, numbers: np.nda
     return columns
 
 
-def _homes(low: Lowering, index: int, name: str) -> np.ndarray:
+def physical_numbers(low: Lowering, name: str, numbers: np.ndarray) -> np.ndarray:
+    """An array in the shape of a tensor as its rows: [T or 1, B or 1, width]."""
+    roles = low.roles
+    return to_physical(numbers, roles.axes[name], roles.sizes, roles.time, roles.batch, low.form(name))
+
+
+def homes(low: Lowering, index: int, name: str) -> np.ndarray:
     """For each element of a tensor: the source's index, its column, step and row (NOWHERE: in all of them)."""
-    roles, form, shape = low.roles, low.form(name), low.shape(name)
-    (numbers,) = _numbers([shape])
-    physical = to_physical(numbers, roles.axes[name], roles.sizes, roles.time, roles.batch, form)
-    homes = np.empty((prod(shape), 4), np.int64)
+    form, shape = low.form(name), low.shape(name)
+    physical = physical_numbers(low, name, numbers_of(shape))
+    places = np.empty((prod(shape), 4), np.int64)
     steps, rows, columns = np.indices(physical.shape)
     for column, value in enumerate(
         (index, columns, steps if form.timed else NOWHERE, rows if form.batched else NOWHERE)
     ):
-        homes[physical.reshape(-1), column] = np.broadcast_to(value, physical.shape).reshape(-1)
-    return homes
+        places[physical.reshape(-1), column] = np.broadcast_to(value, physical.shape).reshape(-1)
+    return places
 
 
 def filled(low: Lowering, like: Rows, fill: float | int) -> Rows:
@@ -172,16 +181,37 @@ def filled(low: Lowering, like: Rows, fill: float | int) -> Rows:
 
 
 def _pieces(sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Runs of elements that lie together on both sides, [count, 3]: source, target, length."""
+    """Runs of elements that lie together on both sides, those that follow evenly as one.
+
+    [count, 6]: source, target, length, how many runs, and from one to the next in source and target.
+    """
     breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(targets) != 1)) + 1
     starts = np.concatenate([[0], breaks])
     lengths = np.diff(np.concatenate([starts, [len(sources)]]))
-    return np.stack([sources[starts], targets[starts], lengths], axis=1)
+    runs = np.stack([sources[starts], targets[starts], lengths], axis=1)
+    steps = np.diff(runs, axis=0)
+    firsts, alike = progressions(steps, (steps[:, :2] >= 0).all(axis=1) & (steps[:, 2] == 0))
+    following = np.concatenate([steps, np.zeros((1, 3), np.int64)])[firsts, :2]
+    return np.column_stack([runs[firsts], alike, np.where(alike[:, None] > 1, following, 0)])
+
+
+def progressions(steps: np.ndarray, even: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Things with these steps from one to the next, in runs of one and the same step: first of each run, how many.
+
+    ``even``: the steps that may be within a run.
+    """
+    if not len(steps):
+        return np.zeros(1, np.int64), np.ones(1, np.int64)
+    other = np.concatenate([[False], np.diff(steps.reshape(len(steps), -1), axis=0).any(axis=1)])
+    breaks = np.flatnonzero(~even | (other & np.concatenate([[False], even[:-1]]))) + 1
+    starts = np.concatenate([[0], breaks])
+    return starts, np.diff(np.concatenate([starts, [len(steps) + 1]]))
 
 
 def emit_pieces(low: Lowering, source: Rows, target: Rows, columns: np.ndarray, places: np.ndarray) -> None:
     """Append REARRANGE: these columns of the source's rows to these places of the target's."""
-    table = np.ascontiguousarray(_pieces(columns, places) * source.dtype.itemsize, np.int64)
+    size = source.dtype.itemsize
+    table = np.ascontiguousarray(_pieces(columns, places) * [size, size, size, 1, size, size], np.int64)
     low.emit(
         Opcode.REARRANGE,
         {
@@ -196,5 +226,5 @@ def emit_pieces(low: Lowering, source: Rows, target: Rows, columns: np.ndarray, 
             Rearrange.ROWS: low.per_step(target),
             Rearrange.TIMED: int(target.timed),
         },
-        f"{len(table)} pieces of {int(table[:, 2].sum())} bytes",
+        f"{int(table[:, 3].sum())} pieces of {int(table[:, 2] @ table[:, 3])} bytes",
     )

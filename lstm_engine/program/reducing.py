@@ -8,14 +8,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..encoding import Opcode, Operation, Reduce
+from ..encoding import Extreme, Opcode, Operation, Reduce
 from ..graph import Node
 from ..reference.windows import pool_windows
 from .convolution import MOST_ENTRIES, grid, table
 from .lower import Lowering, NoInstructionError, emits
+from .packing import LANES, blocks
 from .pointwise import emit_join
 from .program import Rows
-from .rearranging import rearranged_row
+from .rearranging import progressions, rearranged_row
 
 REDUCTIONS: Final = {
     "ReduceSum": Operation.ADD,
@@ -25,11 +26,20 @@ REDUCTIONS: Final = {
     "GlobalAveragePool": Operation.ADD,
     "GlobalMaxPool": Operation.MAXIMUM,
 }
+#: By operator and select_last_index.
+EXTREMES: Final = {
+    ("ArgMax", 0): Extreme.FIRST_GREATEST,
+    ("ArgMax", 1): Extreme.LAST_GREATEST,
+    ("ArgMin", 0): Extreme.FIRST_LEAST,
+    ("ArgMin", 1): Extreme.LAST_LEAST,
+}
 #: Results that follow one another are made a vector at a time from so many on.
 FEWEST_NEIGHBOURS: Final = 8
+#: How far apart, in elements, places may lie that are read a vector at a time.
+EVEN: Final = (1, 2)
 
 
-@emits(*REDUCTIONS)
+@emits(*REDUCTIONS, "ArgMax", "ArgMin")
 def lower_reduction(low: Lowering, node: Node) -> None:
     """Over axes that lie within rows."""
     source, result = node.input(0), node.output(0)
@@ -53,16 +63,17 @@ def lower_reduction(low: Lowering, node: Node) -> None:
         _places([(sizes[atom], strides[atom]) for atom in form.width if (atom in gone) == inside])
         for inside in (False, True)
     )
-    mean = node.op in ("ReduceMean", "GlobalAveragePool")
+    mean, last = node.op in ("ReduceMean", "GlobalAveragePool"), int(bool(node.attributes.get("select_last_index", 0)))
     x = low.read_float(source)
-    low.rows[result] = emit_reduce(
-        low, result, REDUCTIONS[node.op], x, places, offsets, 1.0 / len(offsets) if mean else 1.0
-    )
+    operation = EXTREMES[node.op, last] if node.op.startswith("Arg") else REDUCTIONS[node.op]
+    low.rows[result] = emit_reduce(low, result, operation, x, places, offsets, 1.0 / len(offsets) if mean else 1.0)
 
 
 def _reduced(low: Lowering, node: Node, rank: int) -> Sequence[int]:
     if node.op.startswith("Global"):
         return range(2, rank)
+    if node.op.startswith("Arg"):
+        return (int(node.attributes.get("axis", 0)) % rank,)
     if not node.input(1):
         return () if node.attributes.get("noop_with_empty_axes", 0) else range(rank)
     axes = low.value(node.input(1))
@@ -82,14 +93,20 @@ def _places(axes: list[tuple[int, int]]) -> np.ndarray:
 
 
 def emit_reduce(
-    low: Lowering, result: str, operation: Operation, x: Rows, places: np.ndarray, offsets: np.ndarray, scale: float
+    low: Lowering,
+    result: str,
+    operation: Operation | Extreme,
+    x: Rows,
+    places: np.ndarray,
+    offsets: np.ndarray,
+    scale: float,
 ) -> Rows:
     """Append REDUCE; returns where its result lies."""
     if max(places.size, offsets.size) > MOST_ENTRIES:
         raise NoInstructionError("it is larger than the tables allow")
-    size = low.dtype.itemsize
-    out = low.new_rows(result, x.timed, x.batched, places.size, low.dtype)
-    together = places.size >= FEWEST_NEIGHBOURS and bool((np.diff(places) == size).all())
+    which = isinstance(operation, Extreme)
+    groups = _single(np.arange(places.size)) if which else _groups(places, low.dtype.itemsize)
+    out = low.new_rows(result, x.timed, x.batched, places.size, np.int64 if which else low.dtype)
     low.emit(
         Opcode.REDUCE,
         {
@@ -97,11 +114,10 @@ def emit_reduce(
             Reduce.X_STRIDE: x.stride,
             Reduce.OUT: out.place,
             Reduce.OUT_STRIDE: out.stride,
-            Reduce.PLACES: table(low, places),
-            Reduce.COUNT: places.size,
+            Reduce.GROUPS: table(low, np.column_stack([places[groups[:, 0]], groups])),
+            Reduce.COUNT: len(groups),
             Reduce.OFFSETS: table(low, offsets),
             Reduce.DEPTH: offsets.size,
-            Reduce.NEIGHBOURS: int(together),
             Reduce.FUNCTION: int(operation),
             Reduce.SCALE: int(np.float64(scale).view(np.int64)),
             Reduce.ROWS: low.per_step(x),
@@ -111,6 +127,30 @@ def emit_reduce(
         operations=places.size * offsets.size * low.per_step(x),
     )
     return out
+
+
+def _groups(places: np.ndarray, size: int) -> np.ndarray:
+    """What is made at once, [count, 2]: the first of 16 elements whose places lie evenly and how far apart, or single.
+
+    The last of several vectors may overlap the one before, but where all places are neighbours: rows are padded.
+    """
+    apart = np.diff(places) // size
+    starts, lengths = progressions(apart, np.isin(apart, EVEN) & (np.diff(places) % size == 0))
+    if len(starts) == 1 and places.size >= FEWEST_NEIGHBOURS and apart[0] == 1:
+        firsts = np.arange(0, places.size, LANES)
+        return np.stack([firsts, np.ones_like(firsts)], axis=1)
+    whole = lengths >= LANES
+    groups = [_single(np.flatnonzero(np.repeat(~whole, lengths)))]
+    for start, length in zip(starts[whole], lengths[whole], strict=True):
+        firsts = start + np.minimum(np.arange(blocks(length)) * LANES, length - LANES)
+        groups.append(np.stack([firsts, np.full_like(firsts, apart[start])], axis=1))
+    joined = np.concatenate(groups)
+    return np.ascontiguousarray(joined[np.argsort(joined[:, 0], kind="stable")])
+
+
+def _single(elements: np.ndarray) -> np.ndarray:
+    """Elements each by itself, [count, 2]."""
+    return np.stack([elements, np.zeros_like(elements)], axis=1)
 
 
 @emits("MaxPool", "AveragePool")

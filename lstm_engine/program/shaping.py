@@ -18,14 +18,6 @@ def lower_view(low: Lowering, node: Node) -> None:
     low.rows[node.output(0)] = low.read(node.input(0))
 
 
-@emits("Cast")
-def lower_cast(low: Lowering, node: Node) -> None:
-    """A cast to the same type is a view."""
-    if low.known.dtypes[node.input(0)] != low.known.dtypes[node.output(0)]:
-        raise NoInstructionError("it converts between types")
-    low.rows[node.output(0)] = low.read(node.input(0))
-
-
 @emits("Expand")
 def lower_expand(low: Lowering, node: Node) -> None:
     """Repetition over time or batch costs nothing: the same row serves all."""

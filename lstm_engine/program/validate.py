@@ -7,7 +7,7 @@ last row; a write may not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
@@ -19,18 +19,24 @@ from ..encoding import (
     SHARE_WORDS,
     WORD_BYTES,
     Cell,
+    Convert,
     Convolution,
     Copy,
     Dense,
     Embed,
+    Extreme,
+    Integers,
     Join,
+    Kind,
     Lstm,
     Map,
     Matmul,
     Opcode,
+    Pick,
     Rearrange,
     Recurrent,
     Reduce,
+    Select,
     Softmax,
 )
 from .packing import LANES, WIDE
@@ -210,19 +216,25 @@ def _farthest(offsets: np.ndarray) -> int:
 
 def _rearrange(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
     count, rows = f[Rearrange.COUNT], f[Rearrange.ROWS]
-    pieces = _table(f[Rearrange.PIECES], 3 * count)
-    sources, targets, sizes = pieces.reshape(-1, 3).T if len(pieces) == 3 * count else [pieces] * 3
-    source = _span(steps, f[Rearrange.SOURCE_STEP], rows, f[Rearrange.SOURCE_ROW], _farthest(sources + sizes))
-    target = _span(steps, f[Rearrange.TARGET_STEP], rows, f[Rearrange.TARGET_ROW], _farthest(targets + sizes))
+    pieces = _table(f[Rearrange.PIECES], 6 * count)
+    whole = len(pieces) == 6 * count
+    from_, into, size, alike, from_step, into_step = pieces.reshape(-1, 6).T if whole else [pieces] * 6
+    read, written = (_farthest(at + (alike - 1) * step + size) for at, step in ((from_, from_step), (into, into_step)))
+    source = _span(steps, f[Rearrange.SOURCE_STEP], rows, f[Rearrange.SOURCE_ROW], read)
+    target = _span(steps, f[Rearrange.TARGET_STEP], rows, f[Rearrange.TARGET_ROW], written)
     yield Extent(Rearrange.SOURCE, source, False)
     yield Extent(Rearrange.TARGET, target, True)
 
 
 def _reduce(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
-    rows, count, whole = steps * f[Reduce.ROWS], f[Reduce.COUNT], f[Reduce.NEIGHBOURS]
-    places, offsets = _table(f[Reduce.PLACES], count), _table(f[Reduce.OFFSETS], f[Reduce.DEPTH])
-    read = _farthest(places) + _farthest(offsets) + element
-    written = -(-count // LANES) * vector if whole else count * element
+    rows, size = steps * f[Reduce.ROWS], 8 if f[Reduce.FUNCTION] in tuple(Extreme) else element
+    groups = _table(f[Reduce.GROUPS], 3 * f[Reduce.COUNT])
+    whole = len(groups) == 3 * f[Reduce.COUNT]
+    place, first, apart = groups.reshape(-1, 3).T if whole else [groups] * 3
+    read = _farthest(place + ((LANES - 1) * apart + 1) * element) + _farthest(
+        _table(f[Reduce.OFFSETS], f[Reduce.DEPTH])
+    )
+    written = _farthest((first + np.where(apart > 0, LANES, 1)) * size)
     yield Extent(Reduce.X, _span(rows, f[Reduce.X_STRIDE], 1, 0, read), False)
     yield Extent(Reduce.OUT, _span(rows, f[Reduce.OUT_STRIDE], 1, 0, written), True)
 
@@ -242,24 +254,29 @@ def _matmul(f: Any, steps: int, element: int, vector: int, block: int) -> Iterat
 
 
 def _convolution(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
-    def farthest(table: Convolution, count: int) -> int:
-        return _farthest(_table(f[table], count))
-
     rows, groups, outputs = steps * f[Convolution.ROWS], f[Convolution.GROUPS], f[Convolution.OUTPUTS]
-    depth, vectors, count = f[Convolution.DEPTH], f[Convolution.VECTORS], f[Convolution.COUNT]
-    read = farthest(Convolution.PLACES, count) + farthest(Convolution.OFFSETS, depth) + element
-    read += (groups - 1) * f[Convolution.GROUP_BYTES]
-    written = (groups * outputs - 1) * f[Convolution.PLANE] + farthest(Convolution.TARGETS, count) + element
+    depth, spans = f[Convolution.DEPTH], f[Convolution.SPAN_COUNT]
+    if spans:
+        table = _table(f[Convolution.SPANS], 2 * spans)
+        place, target = _farthest(table[::2]) + vector, _farthest(table[-1::-2]) + vector
+        sums = groups * outputs * element
+    else:
+        tables = [_table(f[name], f[Convolution.COUNT]) for name in (Convolution.PLACES, Convolution.TARGETS)]
+        place, target = (_farthest(table) + element for table in tables)
+        sums = groups * f[Convolution.VECTORS] * vector
+        yield Extent(Convolution.TILES, PLACES_AT_ONCE * 4 * vector, True)
+    read = place + _farthest(_table(f[Convolution.OFFSETS], depth)) + (groups - 1) * f[Convolution.GROUP_BYTES]
+    written = (groups * outputs - 1) * f[Convolution.PLANE] + target
     lines, line = f[Convolution.LINE_COUNT], f[Convolution.LINE_BYTES]
     if lines:
-        yield Extent(Convolution.PADDED, max(read, farthest(Convolution.LINES, lines) + line), True)
+        to = _farthest(_table(f[Convolution.LINES], lines)) + line
+        yield Extent(Convolution.PADDED, max(read, to), True)
         yield Extent(Convolution.PADDED, f[Convolution.PADDED_BYTES], True)
         read = lines * line
     yield Extent(Convolution.X, _span(rows, f[Convolution.X_STRIDE], 1, 0, read), False)
     yield Extent(Convolution.OUT, _span(rows, f[Convolution.OUT_STRIDE], 1, 0, written), True)
-    yield Extent(Convolution.WEIGHTS, groups * vectors * depth * vector, False)
-    yield Extent(Convolution.BIAS, groups * vectors * vector, False)
-    yield Extent(Convolution.TILES, PLACES_AT_ONCE * 4 * vector, True)
+    yield Extent(Convolution.WEIGHTS, sums * depth, False)
+    yield Extent(Convolution.BIAS, sums, False)
 
 
 def _dense(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
@@ -273,6 +290,48 @@ def _map(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[
     rows, size = steps * f[Map.ROWS], -(-f[Map.WIDTH] // LANES) * vector
     yield Extent(Map.X, _span(rows, f[Map.X_STRIDE], 1, 0, size), False)
     yield Extent(Map.OUT, _span(rows, f[Map.OUT_STRIDE], 1, 0, size), True)
+
+
+def _bytes(kind: int, element: int) -> int:
+    """Bytes of an element of a kind."""
+    sizes = {Kind.FLOAT: element, Kind.INT16: 2, Kind.UINT16: 2, Kind.INT32: 4, Kind.UINT32: 4, Kind.INT64: 8}
+    return sizes.get(Kind(kind), 1)
+
+
+def _convert(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    rows, lanes = steps * f[Convert.ROWS], -(-f[Convert.WIDTH] // LANES) * LANES
+    x, out = (lanes * _bytes(f[kind], element) for kind in (Convert.FROM, Convert.TO))
+    yield Extent(Convert.X, _span(rows, f[Convert.X_STRIDE], 1, 0, x), False)
+    yield Extent(Convert.OUT, _span(rows, f[Convert.OUT_STRIDE], 1, 0, out), True)
+
+
+def _integers(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    kinds = f[Integers.KIND], f[Integers.KIND], f[Integers.OUT_KIND]
+    yield from _broadcast(f, Integers, (Integers.X, Integers.Y), [_bytes(kind, element) for kind in kinds], steps)
+
+
+def _select(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    size = _bytes(f[Select.KIND], element)
+    yield from _broadcast(f, Select, (Select.CONDITION, Select.X, Select.Y), [1, size, size, size], steps)
+
+
+def _broadcast(f: Any, words: Any, operands: Sequence[Any], sizes: Sequence[int], steps: int) -> Iterator[Extent]:
+    """Operands whose fields are place, step, row and single, and the result; ``sizes`` of an element of each."""
+    lanes = -(-f[words.WIDTH] // LANES) * LANES
+    for place, size in zip((*operands, words.OUT), sizes, strict=True):
+        count = 1 if place != words.OUT and f[place + 3] else lanes
+        span = _span(steps, f[place + 1], f[words.ROWS], f[place + 2], count * size)
+        yield Extent(words(place), span, place == words.OUT)
+
+
+def _pick(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
+    pieces = _table(f[Pick.PIECES], 4 * f[Pick.COUNT])
+    whole = len(pieces) == 4 * f[Pick.COUNT]
+    source, index, target, size = pieces.reshape(-1, 4).T if whole else [pieces] * 4
+    last = ((f[Pick.LIMIT] or block) - 1) * f[Pick.ALONG]
+    yield Extent(Pick.X, _span(steps, f[Pick.X_STEP], 1, 0, last + _farthest(source + size)), False)
+    yield Extent(Pick.INDEX, _span(steps, f[Pick.INDEX_STEP], 1, 0, _farthest(index) + f[Pick.INDEX_BYTES]), False)
+    yield Extent(Pick.OUT, _span(steps, f[Pick.OUT_STEP], 1, 0, _farthest(target + size)), True)
 
 
 def _softmax(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator[Extent]:
@@ -347,6 +406,10 @@ _RULES: Final[dict[Opcode, Any]] = {
     Opcode.REARRANGE: _rearrange,
     Opcode.REDUCE: _reduce,
     Opcode.MATMUL: _matmul,
+    Opcode.CONVERT: _convert,
+    Opcode.INTEGERS: _integers,
+    Opcode.SELECT: _select,
+    Opcode.PICK: _pick,
 }
 _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.LOAD: Copy.TIMED,
@@ -364,4 +427,8 @@ _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.REARRANGE: Rearrange.TIMED,
     Opcode.REDUCE: Reduce.TIMED,
     Opcode.MATMUL: Matmul.TIMED,
+    Opcode.CONVERT: Convert.TIMED,
+    Opcode.INTEGERS: Integers.TIMED,
+    Opcode.SELECT: Select.TIMED,
+    Opcode.PICK: Pick.TIMED,
 }

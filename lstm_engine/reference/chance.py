@@ -6,6 +6,8 @@ of other engines are never reproduced: their generators are their own.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +19,13 @@ from .registry import Array, operator
 
 def generator(seed: float | None) -> np.random.Generator:
     """The source of a node's numbers: ``seed`` is a float in ONNX, and any of its bit patterns counts."""
-    return np.random.default_rng(None if seed is None else np.float32(seed).view(np.uint32).item())
+    return _unseeded(os.getpid()) if seed is None else np.random.default_rng(np.float32(seed).view(np.uint32).item())
+
+
+@functools.lru_cache(maxsize=1)
+def _unseeded(process: int) -> np.random.Generator:
+    """The source without a seed, one for all nodes and threads (it locks itself): a fork draws other numbers."""
+    return np.random.default_rng()
 
 
 @operator("Multinomial", random=True)
@@ -26,8 +34,7 @@ def multinomial(x: Array, *, dtype: int = 6, sample_size: int = 1, seed: float |
     weights = np.exp(x.astype(np.float64) - np.max(x, axis=1, keepdims=True, initial=-np.inf))
     reach = np.cumsum(weights, axis=1)
     drawn = generator(seed).random((x.shape[0], sample_size)) * reach[:, -1:]
-    classes = np.sum(drawn[:, :, None] >= reach[:, None, :], axis=2)
-    return np.minimum(classes, x.shape[1] - 1).astype(element_type(dtype))
+    return np.sum(drawn[:, :, None] >= reach[:, None, :-1], axis=2).astype(element_type(dtype))
 
 
 @operator("RandomUniform", random=True)
