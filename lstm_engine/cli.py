@@ -167,6 +167,10 @@ class _Options:
 
     given: Mapping[str, Any]
 
+    def at(self, precision: str) -> _Options:
+        """The same options, but for the precision."""
+        return _Options({**self.given, "precision": precision})
+
     def load(self, path: Path) -> Model:
         """The model; what its first use compiles is shown."""
         from .image import watch
@@ -319,13 +323,20 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUT.npz", help="Where to write.", show_default=False)],
     options: _Options,
 ) -> None:
-    """Write a model to the engine's own file: the whole network with its metadata; loading it needs no onnx."""
+    """Write a model to the engine's own file: the whole network with its metadata; loading it needs no onnx.
+
+    --precision bfloat16 or int8 rounds the weights for good, and the file runs in it by itself.
+    """
     if output.suffix != ".npz":
         raise typer.BadParameter(f"{output}: expected a name that ends in .npz")
     _check_folder(output)
     loaded = options.load(model)
     loaded.save(output)
-    _say(f"wrote {output}: {output.stat().st_size:,} bytes")
+    from .precision import sizes
+
+    parameters, less, _ = sizes(loaded.graph, loaded.precision)
+    rounded = f", {less:,} of {parameters:,} parameters in {loaded.precision}" if less else ""
+    _say(f"wrote {output}: {output.stat().st_size:,} bytes{rounded}")
 
 
 @_command("verify")
@@ -335,13 +346,23 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3,
 ) -> None:
-    """Hold a model's results against the float64 definition, and against onnxruntime where it is installed."""
+    """Hold a model's results against the float64 definition, and against onnxruntime where it is installed.
+
+    With weights in bfloat16 or int8: against the definition of that precision, its cost beside it.
+    """
     loaded = options.load(model)
+    from .precision import ROUNDINGS
     from .report.verify import OtherEngineError, compared, definition_of, onnxruntime_of, shown, ways_of
 
     other, why_not, definition = None, "onnxruntime runs whole .onnx files only", None
+    lesser = loaded.precision in ROUNDINGS
     if model.suffix == ".onnx":
         definition = definition_of(os.fspath(model), options.given["constants"])
+    elif lesser:
+        definition = options.at("float32").load(model).graph
+    if lesser:
+        why_not = f"it does not run weights in {loaded.precision}"
+    elif model.suffix == ".onnx":
         other, why_not = onnxruntime_of(os.fspath(model), options.given["constants"])
     with _waiting("comparing"):
         try:

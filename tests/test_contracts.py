@@ -105,7 +105,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "jit": {"codegen", "image", "machine"},
     "graph": {"errors"},
     "precision": {"graph"},
-    "reference": {"errors", "graph", "vocabulary"},
+    "reference": {"errors", "graph", "precision", "vocabulary"},
     "kernels": {"encoding", "image", "jit", "machine"},
     "images": {"encoding", "image", "jit", "kernels"},
     "emission": {"errors", "images", "machine"},
