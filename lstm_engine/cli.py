@@ -350,7 +350,8 @@ def _read_arrays(path: Path) -> Any:
             raise
         raise InputError(f"{path}: cannot be read ({fault})") from fault
     except Exception as fault:  # zipfile, zlib, struct and NumPy each raise their own for damaged files
-        raise InputError(f"{path}: not a readable .npz or .npy file ({' '.join(str(fault).split())})") from fault
+        why = "it would be pickle, which is never loaded" if "pickle" in str(fault) else " ".join(str(fault).split())
+        raise InputError(f"{path}: not a readable .npz or .npy file ({why})") from fault
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

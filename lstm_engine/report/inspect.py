@@ -17,7 +17,7 @@ from rich.text import Text
 from ..encoding import Opcode, port_word
 from ..encoding import Port as PortWord
 from ..engine import BYTES_PER_SECOND, OPERATIONS_PER_SECOND, Runner
-from ..errors import LstmEngineError, ModelFormatError
+from ..errors import LstmEngineError, ModelFormatError, TargetError
 from ..generation import Vocabulary, score_meaning
 from ..precision import sizes
 from ..program.plan import lower_run, probe_shapes
@@ -51,6 +51,8 @@ def described(model: Model, batch: int = 1, timed: bool = False) -> dict[str, An
 def _lowered(model: Model, batch: int) -> _Lowering:
     try:
         return _Lowering(model.streamable(model.graph, batch).program, True, "")
+    except TargetError:  # no fault of the model
+        raise
     except LstmEngineError as fault:
         why_not = str(fault)
     try:
