@@ -9,8 +9,6 @@ import functools
 import inspect as introspection
 import json
 import os
-import re
-import signal
 import sys
 import tempfile
 import time
@@ -19,18 +17,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice, takewhile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from . import __version__
 from .errors import InputError, LstmEngineError
 from .signals import Signals, remembered_interrupts
+from .terminal import compile_bar, console, fail, failing_plainly, is_terminal, say, shown_safely, waiting
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.console import Console
-    from rich.status import Status
 
     from .model import Model
     from .stream import Stream
@@ -42,12 +39,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_PIPE_WIDTH: Final = 500  # of tables where nobody's terminal says: wide enough that nothing is cut
-_DEBUG: Final = "LSTM_ENGINE_DEBUG"  # '1' also shows tracebacks
 _LONGEST_LINE: Final = 1 << 26  # bytes of a reading
 _LONG_PROMPT: Final = 10_000  # characters that take a moment to read
-#: What terminals act on; a model may put anything out.
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def main() -> None:
@@ -68,67 +61,9 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command: its ``options`` become those of load(), what it raises becomes a line and an exit code."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        return app.command(name)(_failing_plainly(_with_load_options(function)))
+        return app.command(name)(failing_plainly(_with_load_options(function)))
 
     return register
-
-
-def _failing_plainly(function: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(function)
-    def plain(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-            if sys.stdout is not None:
-                sys.stdout.flush()  # a reader that has gone is noticed here, not when the interpreter ends
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except BrokenPipeError:
-            _forget_stdout()
-            raise typer.Exit(0) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(128 + signal.SIGINT) from None
-        except Exception as fault:
-            if os.environ.get(_DEBUG, "0") not in ("", "0"):
-                raise
-            _fail(_reason(fault))
-
-    return plain
-
-
-def _reason(fault: Exception) -> str:
-    if isinstance(fault, LstmEngineError):
-        return str(fault)
-    if isinstance(fault, OSError) and fault.strerror:
-        return f"{fault.filename}: {fault.strerror}" if fault.filename else fault.strerror
-    if isinstance(fault, MemoryError):
-        return "out of memory"
-    # load() and the readers raise TypeError and ValueError for keywords that the file has no use for.
-    known = isinstance(fault, TypeError | ValueError) and str(fault)
-    text = " ".join(str(fault).split())
-    return text if known else f"{type(fault).__name__}: {text} ({_DEBUG}=1 shows where)"
-
-
-def _fail(why: str) -> NoReturn:
-    _say(f"lstm-engine: {why}")
-    if sys.stdout is not None:
-        try:
-            sys.stdout.flush()
-        except OSError:  # a full disk: the interpreter would try again at its end, and say so a second time
-            _forget_stdout()
-    raise typer.Exit(1)
-
-
-def _say(line: str) -> None:
-    """A line on stderr, if anybody holds it."""
-    if sys.stderr is not None:
-        with suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
-
-
-def _forget_stdout() -> None:
-    """Point stdout nowhere: what is left in its buffer has no reader."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -167,12 +102,16 @@ class _Options:
 
     given: Mapping[str, Any]
 
+    def at(self, precision: str) -> _Options:
+        """The same options, but for the precision."""
+        return _Options({**self.given, "precision": precision})
+
     def load(self, path: Path) -> Model:
         """The model; what its first use compiles is shown."""
         from .image import watch
         from .model import load
 
-        watch(_compile_bar)
+        watch(compile_bar)
         return load(path, **self.given)
 
 
@@ -207,70 +146,7 @@ def _shipped_model() -> Path:
     raise LstmEngineError("this installation comes without the character model; name a MODEL")
 
 
-# --- showing ---------------------------------------------------------------------------------------------------------
-
-
-def _console(stderr: bool = False) -> Console:
-    """A rich console that leaves a closed pipe to us."""
-    from rich.console import Console
-
-    class Plain(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if _is_terminal(stream) else _PIPE_WIDTH
-    return Plain(stderr=stderr, width=width, highlight=False, soft_wrap=False, markup=False)
-
-
-def _is_terminal(stream: Any) -> bool:
-    return stream is not None and not stream.closed and bool(stream.isatty())
-
-
-_shown: Final[list[Status]] = []  # what turns while something takes its time
-
-
-@contextmanager
-def _compile_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """What to report compilation to: a bar on a terminal, once there is anything to compile."""
-    if not _is_terminal(sys.stderr):
-        yield lambda name, done, total: None
-        return
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[part]}"), TimeElapsedColumn())
-    bar = Progress(*columns, console=_console(stderr=True), transient=True)
-    task: list[TaskID] = []
-
-    def report(name: str, done: int, total: int) -> None:
-        if not task:
-            for status in _shown:  # one thing moves at a time
-                status.stop()
-            bar.start()
-            task.append(bar.add_task("compiling, once for this machine", total=total, part=""))
-        bar.update(task[0], completed=done, total=total, part=name)
-
-    try:
-        yield report
-    finally:
-        if task:
-            bar.stop()
-            for status in _shown:
-                status.start()
-
-
-@contextmanager
-def _waiting(what: str) -> Iterator[None]:
-    """Show on a terminal that something takes its time."""
-    if not _is_terminal(sys.stderr):
-        yield
-        return
-    with _console(stderr=True).status(what) as status:
-        _shown.append(status)
-        try:
-            yield
-        finally:
-            _shown.remove(status)
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def _version(wanted: bool) -> None:
@@ -310,7 +186,7 @@ def inspect(
     if as_json:
         print(json.dumps(description, indent=2, ensure_ascii=False))
     else:
-        printed(description, _console())
+        printed(description, console())
 
 
 @_command("convert")
@@ -319,13 +195,20 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUT.npz", help="Where to write.", show_default=False)],
     options: _Options,
 ) -> None:
-    """Write a model to the engine's own file: the whole network with its metadata; loading it needs no onnx."""
+    """Write a model to the engine's own file: the whole network with its metadata; loading it needs no onnx.
+
+    --precision bfloat16 or int8 rounds the weights for good, and the file runs in it by itself.
+    """
     if output.suffix != ".npz":
         raise typer.BadParameter(f"{output}: expected a name that ends in .npz")
     _check_folder(output)
     loaded = options.load(model)
     loaded.save(output)
-    _say(f"wrote {output}: {output.stat().st_size:,} bytes")
+    from .precision import sizes
+
+    parameters, less, _ = sizes(loaded.graph, loaded.precision)
+    rounded = f", {less:,} of {parameters:,} parameters in {loaded.precision}" if less else ""
+    say(f"wrote {output}: {output.stat().st_size:,} bytes{rounded}")
 
 
 @_command("verify")
@@ -335,29 +218,39 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3,
 ) -> None:
-    """Hold a model's results against the float64 definition, and against onnxruntime where it is installed."""
+    """Hold a model's results against the float64 definition, and against onnxruntime where it is installed.
+
+    With weights in bfloat16 or int8: against the definition of that precision, its cost beside it.
+    """
     loaded = options.load(model)
+    from .precision import ROUNDINGS
     from .report.verify import OtherEngineError, compared, definition_of, onnxruntime_of, shown, ways_of
 
     other, why_not, definition = None, "onnxruntime runs whole .onnx files only", None
+    lesser = loaded.precision in ROUNDINGS
     if model.suffix == ".onnx":
         definition = definition_of(os.fspath(model), options.given["constants"])
+    elif lesser:
+        definition = options.at("float32").load(model).graph
+    if lesser:
+        why_not = f"it does not run weights in {loaded.precision}"
+    elif model.suffix == ".onnx":
         other, why_not = onnxruntime_of(os.fspath(model), options.given["constants"])
-    with _waiting("comparing"):
+    with waiting("comparing"):
         try:
             comparisons = compared(loaded, other, seed, rounds, definition)
         except OtherEngineError as fault:
             other, why_not = None, str(fault)
             comparisons = compared(loaded, other, seed, rounds, definition)
-    _console().print(shown(comparisons, ways_of(loaded)))
+    console().print(shown(comparisons, ways_of(loaded)))
     if other is None:
-        _say(f"not compared with onnxruntime: {why_not}")
+        say(f"not compared with onnxruntime: {why_not}")
     wrong = [f"'{c.output}' by {c.error:.2e} (allowed {c.allowed:.2e})" for c in comparisons if not c.holds]
     apart = [f"'{c.output}' by {c.between:.2e} (allowed {c.between_allowed:.2e})" for c in comparisons if not c.agrees]
     if wrong:
-        _fail(f"{model}: differs from its definition: {', '.join(wrong)}")
+        fail(f"{model}: differs from its definition: {', '.join(wrong)}")
     if apart:
-        _fail(f"{model}: holds to its definition, differs from onnxruntime: {', '.join(apart)}")
+        fail(f"{model}: holds to its definition, differs from onnxruntime: {', '.join(apart)}")
 
 
 @_command("bench")
@@ -380,12 +273,12 @@ def bench(
     from .report.bench import Request, benched, document, shown, timing_bar
 
     request = Request(model, loaded, options.given, given, seconds, seed)
-    with timing_bar(_console(stderr=True) if _is_terminal(sys.stderr) else None) as progress:
+    with timing_bar(console(stderr=True) if is_terminal(sys.stderr) else None) as progress:
         cases = benched(request, progress)
     if as_json:
         print(json.dumps(document(request, cases), indent=2, ensure_ascii=False))
     else:
-        _console().print(shown(request, cases))
+        console().print(shown(request, cases))
 
 
 @_command("warm-up")
@@ -403,18 +296,18 @@ def warm_up(
 
     folder = cache_folder()
     if folder is None:
-        _fail(f"nowhere to keep compiled code: {CACHE_KNOB.name} turns the cache off, or there is no home folder")
+        fail(f"nowhere to keep compiled code: {CACHE_KNOB.name} turns the cache off, or there is no home folder")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     wanted = list(precision or ["float32"]) + (["float64"] if float64 else [])
     if strange := [name for name in wanted if name not in PRECISIONS]:
         raise typer.BadParameter(f"{', '.join(strange)}: expected {', '.join(PRECISIONS)}")
-    watch(_compile_bar)
+    watch(compile_bar)
     for name in wanted:
         for image in needed(name):
             image.load()
     missing = [name for name in wanted if not all(image.cached for image in needed(name))]
     if missing:
-        _fail(f"compiled for {', '.join(missing)}, but {folder} could not be written, or others can write to it")
+        fail(f"compiled for {', '.join(missing)}, but {folder} could not be written, or others can write to it")
     print(f"{', '.join(wanted)}: ready in {folder}")
 
 
@@ -437,7 +330,7 @@ def run(
     loaded = options.load(model)
     if isinstance(feeds, dict) and len(feeds) == 1 and not set(feeds) & {spec.name for spec in loaded.inputs}:
         feeds = next(iter(feeds.values()))
-    with _waiting("running"):
+    with waiting("running"):
         results = loaded.run(feeds)
     _write_arrays(target, results)
 
@@ -457,7 +350,8 @@ def _read_arrays(path: Path) -> Any:
             raise
         raise InputError(f"{path}: cannot be read ({fault})") from fault
     except Exception as fault:  # zipfile, zlib, struct and NumPy each raise their own for damaged files
-        raise InputError(f"{path}: not a readable .npz or .npy file ({' '.join(str(fault).split())})") from fault
+        why = "it would be pickle, which is never loaded" if "pickle" in str(fault) else " ".join(str(fault).split())
+        raise InputError(f"{path}: not a readable .npz or .npy file ({why})") from fault
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -537,8 +431,8 @@ def stream(
             with _replacing(state) as file:
                 file.write(opened.state.to_bytes())
     if signals.arrived:
-        if _is_terminal(sys.stderr):
-            _say("")  # behind the ^C that a terminal shows
+        if is_terminal(sys.stderr):
+            say("")  # behind the ^C that a terminal shows
         raise typer.Exit(128 + signals.arrived)
 
 
@@ -565,7 +459,7 @@ def _answer_lines(opened: Stream, lines: Any, signals: Signals, skip_bad: bool) 
         except InputError as fault:
             if not skip_bad:
                 raise InputError(bad_line(number, fault)) from fault
-            _say(f"lstm-engine: {bad_line(number, fault)}")
+            say(f"lstm-engine: {bad_line(number, fault)}")
             continue
         sys.stdout.write(answer + "\n")
         sys.stdout.flush()
@@ -632,7 +526,7 @@ def generate(
 
 def _first_of(tokens: Iterator[Any]) -> list[Any]:
     """The first token, for which the whole prompt is read."""
-    with _waiting("reading the prompt"):
+    with waiting("reading the prompt"):
         return list(islice(tokens, 1))
 
 
@@ -660,7 +554,7 @@ class _Printer:
 
     def __init__(self, between: str) -> None:
         self.between = between
-        self.shown = _shown_safely if _is_terminal(sys.stdout) else str
+        self.shown = shown_safely if is_terminal(sys.stdout) else str
         self.last = ""
         self.count = 0
         self.began = self.ended = 0.0
@@ -686,10 +580,5 @@ class _Printer:
         if self.last and not self.last.endswith("\n"):
             sys.stdout.write("\n")
             sys.stdout.flush()
-        if _is_terminal(sys.stderr) and self.ended > self.began:
-            _say(f"[{self.count} tokens, {(self.count - 1) / (self.ended - self.began):,.0f} a second]")
-
-
-def _shown_safely(text: str) -> str:
-    """Text without what would command a terminal."""
-    return _CONTROLS.sub("�", text)
+        if is_terminal(sys.stderr) and self.ended > self.began:
+            say(f"[{self.count} tokens, {(self.count - 1) / (self.ended - self.began):,.0f} a second]")

@@ -68,6 +68,18 @@ def weight_axes(graph: Graph) -> dict[str, int]:
     return {name: axis for name, (axis,) in axes.items() if axis is not None}
 
 
+def sizes(graph: Graph, precision: str) -> tuple[int, int, int]:
+    """Numbers that a graph holds, how many of them are weights in a lesser ``precision``, and the bytes of all."""
+    floats = {name: value for name, value in graph.constants.items() if value.dtype.kind == "f"}
+    less = {name: axis for name, axis in weight_axes(graph).items() if precision in ROUNDINGS}
+    bytes_ = sum(value.nbytes for name, value in floats.items() if name not in less)
+    for name, axis in less.items():
+        value = floats[name]
+        scales = 4 * value.size // max(1, value.shape[axis])
+        bytes_ += 2 * value.size if precision == "bfloat16" else value.size + scales
+    return sum(value.size for value in floats.values()), sum(floats[name].size for name in less), bytes_
+
+
 def _uses(graph: Graph) -> dict[str, set[int | None]]:
     """For each name: the axes summed over where it is a weight, None where it is read otherwise."""
     uses: dict[str, set[int | None]] = {}
@@ -97,15 +109,17 @@ def int8_levels(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """int8 levels and float32 scales (without ``axis``): values ≈ levels·scales, the largest at ±127.
 
     A scale has 16 bits of mantissa, so that a level times a scale is exact in float32, and rounding what was rounded
-    before changes nothing. Weights that are not finite make their scale NaN.
+    before changes nothing. Weights that are not finite make their scale NaN; those whose scale would be denormal, and
+    count as zero in the kernels, make it zero.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        exact = np.abs(values).max(axis=axis).astype(np.float32) / np.float32(LEVELS)
-    bits = exact.view(np.uint32)
-    scales = np.where(np.isfinite(exact), (bits + np.uint32(0x7F)) & np.uint32(0xFFFFFF00), np.uint32(0x7FC00000))
-    scales = np.ascontiguousarray(scales).view(np.float32)
-    safe = np.where(np.isfinite(scales) & (scales > 0), scales, np.float32(np.inf))
-    levels = np.nan_to_num(np.rint(values / np.expand_dims(safe, axis)), nan=0.0, posinf=0.0, neginf=0.0)
+    with np.errstate(all="ignore"):
+        exact = np.abs(values).max(axis=axis, initial=0.0).astype(np.float32) / np.float32(LEVELS)
+        exact = np.where(exact < np.finfo(np.float32).tiny, np.float32(0), exact)
+        bits = np.ascontiguousarray(exact).view(np.uint32)
+        scales = np.where(np.isfinite(exact), (bits + np.uint32(0x7F)) & np.uint32(0xFFFFFF00), np.uint32(0x7FC00000))
+        scales = scales.view(np.float32)
+        safe = np.where(np.isfinite(scales) & (scales > 0), scales, np.float32(np.inf))
+        levels = np.nan_to_num(np.rint(values / np.expand_dims(safe, axis)), nan=0.0, posinf=0.0, neginf=0.0)
     return np.clip(levels, -LEVELS, LEVELS).astype(np.int8), scales
 
 

@@ -85,11 +85,12 @@ def software(*packages: str) -> str:
     return f"Python {platform.python_version()}, {names}"
 
 
-def rewrite_card(card: Path, figures: str) -> None:
-    """Put new figures between the card's markers."""
-    before, rest = card.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    card.write_text(f"{before}{BEGIN}\n\n{figures.strip()}\n\n{END}{after}", encoding="utf-8")
+def rewrite_card(card: Path, figures: str, place: tuple[str, str] = (BEGIN, END)) -> None:
+    """Put new figures between two markers of the card."""
+    begin, end = place
+    before, rest = card.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    card.write_text(f"{before}{begin}\n\n{figures.strip()}\n\n{end}{after}", encoding="utf-8")
 
 
 # --- baselines for text -----------------------------------------------------------------------

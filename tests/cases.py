@@ -30,7 +30,7 @@ WIDTHS = [1, 2, 3, 7, 15, 16, 17, 31, 33, 48, 63, 64, 65]
 
 @dataclass(frozen=True)
 class LayerCase:
-    """One LSTM, GRU or RNN node.
+    """One LSTM, GRU or RNN node; ``precision`` '' loads it as it is.
 
     ``lengths``: '' absent, 'input' a graph input, 'constant' an initialiser (of value T for all rows).
     ``states``: '' absent, 'inputs', 'h input' (c absent), 'c input', 'zeros' or 'constants' (initialisers, batch ``B``).
@@ -56,6 +56,7 @@ class LayerCase:
     linear_before_reset: int | None = None
     outputs: tuple[str, ...] = ("Y", "Y_h", "Y_c")
     dtype: str = "float32"
+    precision: str = ""
     opset: int = 17
     seed: int = 0
 
@@ -174,6 +175,7 @@ class NetCase:
     peephole: bool = False
     clip: float | None = None
     dtype: str = "float32"
+    precision: str = ""
     token_dtype: str = "int64"
     T: int = 6
     B: int = 2
@@ -496,7 +498,7 @@ NETS = _net_table()
 @cache
 def model_of(case: Case) -> le.Model:
     """The loaded model of a case, kept."""
-    return le.load(case.model())
+    return le.load(case.model(), precision=case.precision or None)
 
 
 def steps_of(case: Case, feeds: Feeds) -> list[Feeds]:

@@ -23,7 +23,7 @@ from builders import make_lstm_model, make_model, make_tagger
 from onnx import helper
 
 import lstm_engine as le
-from lstm_engine import cli
+from lstm_engine import cli, terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAR = ROOT / "models" / "char" / "char.onnx"
@@ -711,9 +711,9 @@ class TestTerminal:
 
     def test_compiling_shows_a_bar(self, terminal: dict[str, str], tmp_path: Path) -> None:
         program = (
-            "import time, lstm_engine.cli as cli\n"
-            "with cli._waiting('running'):\n"
-            "    with cli._compile_bar() as progress:\n"
+            "import time, lstm_engine.terminal as terminal\n"
+            "with terminal.waiting('running'):\n"
+            "    with terminal.compile_bar() as progress:\n"
             "        for i in range(3):\n"
             "            progress(f'part {i}', i, 3)\n"
             "            time.sleep(0.15)\n"
@@ -746,7 +746,7 @@ class TestTerminal:
 
 
 def test_what_a_model_writes_does_not_command_the_terminal() -> None:
-    assert cli._shown_safely("a\x1b[2Jb\r\n\tc\x9b") == "a�[2Jb�\n\tc�"
+    assert terminal.shown_safely("a\x1b[2Jb\r\n\tc\x9b") == "a�[2Jb�\n\tc�"
 
 
 def test_other_encodings_are_no_reason_to_fail(environment: dict[str, str]) -> None:

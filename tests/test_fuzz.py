@@ -16,6 +16,8 @@ from pathlib import Path
 import fuzzing
 import pytest
 
+from lstm_engine import images
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bounds memory as Linux does")
 
 
@@ -50,9 +52,12 @@ class Campaign:
 
 
 @pytest.fixture
-def environment(fresh_environment: dict[str, str]) -> dict[str, str]:
-    """The child's own, but with the code cache of all tests."""
-    return {name: value for name, value in fresh_environment.items() if name != "LSTM_ENGINE_CACHE"}
+def environment(warm_environment: dict[str, str]) -> dict[str, str]:
+    """The child's, with all compiled that a model may ask for: that is not what a malformed file's time goes into."""
+    for precision in ("float32", "float64"):
+        for image in images.needed(precision):
+            image.load()
+    return warm_environment
 
 
 def assert_typed_errors_only(campaign: Campaign) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,23 @@ STREAMS: list[Case] = [
     NetCase(head="last_gather", vocabulary=7, hidden=(5,), token_dtype="int32"),
     NetCase(head="dense_sigmoid", hidden=(9, 4), dtype="float64"),
     NetCase(head="last_y_h_softmax", hidden=(9,), dtype="float64", vocabulary=5),
+]
+#: The same laws hold for weights of lesser precision: each kernel that reads such weights, each kind of row it rounds.
+STREAMS += [
+    replace(case, precision=precision)
+    for precision in ("bfloat16", "int8")
+    for case in (
+        LayerCase(H=17, I=5, states="inputs"),
+        LayerCase(H=67, I=33),
+        LayerCase(H=48, I=200),
+        LayerCase(H=19, I=4, peephole=True, clip=0.5, layout=1),
+        LayerCase(op="GRU", H=17, I=5),
+        LayerCase(op="GRU", linear_before_reset=1, H=48, I=100),
+        LayerCase(op="RNN", H=70, I=5),
+        with_activations(LayerCase(op="RNN", H=17, I=5), "Relu"),
+        NetCase(head="dense_log_softmax", vocabulary=50, hidden=(17, 8), batch_first=True, outputs=50, states="inputs"),
+        NetCase(head="last_gather_softmax", hidden=(17,)),
+    )
 ]
 one_stream = st.sampled_from(STREAMS)
 
@@ -226,6 +243,8 @@ def test_rows_are_independent(case: Case, batch: int, steps: int, seed: int) -> 
         LayerCase(H=17, direction="bidirectional", peephole=True, states="inputs"),
         LayerCase(H=17, lengths="input", direction="bidirectional"),
         LayerCase(op="GRU", H=17, lengths="input", direction="bidirectional"),
+        LayerCase(H=17, direction="bidirectional", I=130, precision="int8"),
+        LayerCase(op="GRU", H=17, lengths="input", direction="bidirectional", precision="int8"),
         NetCase(hidden=(16, 5), bidirectional=True, head="dense_softmax"),
     ],
     ids=str,
@@ -244,8 +263,8 @@ def test_rows_of_a_run_are_independent(case: Case) -> None:
 
 def test_padding_steps_change_nothing() -> None:
     """A row of a ragged batch is bit for bit its own valid part."""
-    for direction in ("forward", "reverse", "bidirectional"):
-        case = LayerCase(H=17, lengths="input", direction=direction)
+    for direction, precision in product(("forward", "reverse", "bidirectional"), ("", "bfloat16", "int8")):
+        case = LayerCase(H=17, lengths="input", direction=direction, precision=precision)
         feeds = case.feeds(1, 9, 5)
         feeds["lengths"] = np.array([9, 1, 5, 8, 3], np.int32)
         together = model_of(case).run(feeds)
@@ -443,7 +462,12 @@ def test_a_wrong_feed_changes_nothing(case: LayerCase, wrong: Any) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [LayerCase(H=17, I=5), LayerCase(H=17, I=5, peephole=True), LayerCase(H=17, I=5, dtype="float64")],
+    [
+        LayerCase(H=17, I=5),
+        LayerCase(H=17, I=5, peephole=True),
+        LayerCase(H=17, I=5, dtype="float64"),
+        LayerCase(H=17, I=5, precision="int8"),
+    ],
     ids=str,
 )
 def test_a_nan_step_stays_in_its_row_until_reset(case: LayerCase) -> None:

@@ -282,7 +282,7 @@ class _Reader:
         if not isinstance(value, dict):
             return self._array(value, where)
         precision = self._record(value, where, "precision", "axis")["precision"]
-        if precision not in MEMBERS:
+        if not isinstance(precision, str) or precision not in MEMBERS:
             raise self._fault(f"{where}.precision", " or ".join(MEMBERS), precision)
         members = {}
         for member, dtype in MEMBERS[precision].items():

@@ -328,7 +328,7 @@ def _emit_gated(
         Recurrent.ACTIVATIONS: _codes(attributes.activations[d]),
         Recurrent.PARAMETERS: _parameters(low, attributes.activations[d]),
         Recurrent.ROOM: prepared_rows(low, max(W.shape[1], units), PREPARED_AT_ONCE),
-        Recurrent.UNIT: int(_within_one(attributes.activations[d])),
+        Recurrent.UNIT: int(attributes.within_one(d)),
     }
     # ONNX stacks z, r, n; the sums begin with n, so that what x adds to and what h adds to are each one run of planes.
     from_x, from_h = ([0], [0]) if cell == Cell.RNN else ([2, 0, 1], [0, 1] if cell == Cell.GRU else [0, 1, 2])
@@ -529,7 +529,7 @@ def _cell_fields(
         Lstm.INPUT_FORGET: int(attributes.input_forget),
     }
     chosen = attributes.activations[d]
-    fields[Lstm.UNIT] = int(projection is None and _within_one(chosen))
+    fields[Lstm.UNIT] = int(projection is None and attributes.within_one(d))
     fields |= {Lstm.ACTIVATIONS: _codes(chosen), Lstm.PARAMETERS: _parameters(low, chosen)}
     if P is not None:
         peepholes = P[d]
@@ -547,11 +547,6 @@ def _cell_fields(
     standard = [a.name for a in chosen] == ["Sigmoid", "Tanh", "Tanh"]
     plain = standard and P is None and projection is None and not attributes.clip and not attributes.input_forget
     return fields, plain
-
-
-def _within_one(activations: tuple[Activation, ...]) -> bool:
-    """Whether a cell of these makes nothing beyond ±1 out of an h within it."""
-    return all(a.name.lower() in ("sigmoid", "tanh", "hardsigmoid", "softsign") for a in activations)
 
 
 def _codes(activations: tuple[Activation, ...]) -> int:

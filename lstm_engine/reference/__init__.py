@@ -36,6 +36,7 @@ from .kinds import check_kinds
 from .layers import Layer, layer_of
 from .recurrent import lstm, lstm_step
 from .registry import OPERATORS, SEQUENCES, Array, Operator, quiet
+from .rounded import at_precision
 
 __all__ = [
     "ACTIVATIONS",
@@ -45,6 +46,7 @@ __all__ = [
     "Layer",
     "Operator",
     "Work",
+    "at_precision",
     "bind",
     "cell_attributes",
     "check_kinds",

@@ -41,6 +41,8 @@ ACTIVATIONS: Final[dict[str, ActivationRule]] = {
     "Softsign": ActivationRule(pointwise.softsign),
     "Softplus": ActivationRule(pointwise.softplus),
 }
+#: Those whose results lie within ±1, whatever their parameters.
+WITHIN_ONE: Final = frozenset({"Sigmoid", "Tanh", "HardSigmoid", "Softsign"})
 _BY_LOWER_NAME: Final = {name.lower(): name for name in ACTIVATIONS}
 
 #: Activations of one direction where a node names none.
@@ -80,6 +82,10 @@ class CellAttributes:
     def bounded(self, x: Array) -> Array:
         """The input of a gate's activation within ±clip."""
         return x if self.clip is None else np.clip(x, -self.clip, self.clip)
+
+    def within_one(self, d: int) -> bool:
+        """Whether direction ``d``, unprojected, makes nothing beyond ±1 out of an h within it, or hardly."""
+        return all(activation.name in WITHIN_ONE for activation in self.activations[d])
 
 
 def cell_attributes(op: str, attributes: Mapping[str, Any]) -> CellAttributes:

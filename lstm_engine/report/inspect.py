@@ -17,8 +17,9 @@ from rich.text import Text
 from ..encoding import Opcode, port_word
 from ..encoding import Port as PortWord
 from ..engine import BYTES_PER_SECOND, OPERATIONS_PER_SECOND, Runner
-from ..errors import LstmEngineError, ModelFormatError
+from ..errors import LstmEngineError, ModelFormatError, TargetError
 from ..generation import Vocabulary, score_meaning
+from ..precision import sizes
 from ..program.plan import lower_run, probe_shapes
 from ..program.program import HostCall, Instruction, Program
 
@@ -50,6 +51,8 @@ def described(model: Model, batch: int = 1, timed: bool = False) -> dict[str, An
 def _lowered(model: Model, batch: int) -> _Lowering:
     try:
         return _Lowering(model.streamable(model.graph, batch).program, True, "")
+    except TargetError:  # no fault of the model
+        raise
     except LstmEngineError as fault:
         why_not = str(fault)
     try:
@@ -60,7 +63,7 @@ def _lowered(model: Model, batch: int) -> _Lowering:
 
 
 def _described_model(model: Model) -> dict[str, Any]:
-    floats = [value for value in model.graph.constants.values() if value.dtype.kind == "f"]
+    parameters, less_precise, size = sizes(model.graph, model.precision)
     return {
         "model": model.graph.origin,
         "fingerprint": model.fingerprint,
@@ -69,8 +72,9 @@ def _described_model(model: Model) -> dict[str, Any]:
         "outputs": [_described_spec(spec) for spec in model.outputs],
         "states": [{"input": source, "output": target} for source, target in model.states],
         "nodes": len(model.graph.nodes),
-        "parameters": sum(value.size for value in floats),
-        "parameter_bytes": sum(value.nbytes for value in floats),
+        "parameters": parameters,
+        "less_precise": less_precise,
+        "parameter_bytes": size,
         "metadata": dict(model.metadata),
         "vocabulary": _described_vocabulary(model),
     }
@@ -253,7 +257,8 @@ def _summary_rows(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "states", states or "none among the inputs"
     yield "streams", "yes" if description["streams"] else f"no: {description['why_not']}"
     count, size = description["parameters"], description["parameter_bytes"]
-    yield "parameters", f"{count:,} ({_bytes(size)} as {description['precision']})"
+    less = f", {description['less_precise']:,} of them" if description["less_precise"] else ""
+    yield "parameters", f"{count:,} ({_bytes(size)}{less} as {description['precision']})"
     if description["vocabulary"] is not None:
         yield "vocabulary", _vocabulary_line(description["vocabulary"])
     if description["metadata"]:

@@ -1,4 +1,8 @@
-"""Holding a model's results against the float64 definition, and against onnxruntime where it is installed."""
+"""Holding a model's results against the float64 definition, and against onnxruntime where it is installed.
+
+A model with weights of a lesser precision is held against the definition of that precision; what the file's own
+weights give is shown beside it, as what the precision costs.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from .. import reference
 from ..encoding import Opcode
 from ..errors import InputError, LstmEngineError
 from ..graph import reads
+from ..precision import ROUNDINGS
 from ..program.plan import probe_shapes
 from ..program.streaming import FRAMES, probe
 
@@ -31,6 +36,9 @@ Feeds = Mapping[str, np.ndarray]
 TOLERANCES: Final[Mapping[str, float]] = {"float32": 2e-6, "float64": 1e-12}
 #: How many times the error of the definition in that type is allowed: a network may amplify rounding.
 INHERENT: Final = 10
+#: Fractions of a level this near a tie may be rounded either way; how many times what they then do is allowed.
+NEAR_TIE: Final = 2.0**-13
+FROM_TIES: Final = 2
 #: Largest difference to onnxruntime, whose gate activations are approximations, as a part of the range.
 PEER_TOLERANCE: Final = 1e-4
 _MOVES: Final = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "Concat", "Slice"})
@@ -55,7 +63,8 @@ class Comparison:
 
     ``greatest``: its greatest value. ``error``: the engine's from the definition, ``allowed`` the bound of that.
     ``other``: onnxruntime's error from the definition; ``between``: the engine's difference to onnxruntime, with its
-    bound; None where it was not run. ``random``: drawn at random, so that there is nothing to compare.
+    bound; None where it was not run. ``cost``: its difference to the file's own weights, where its are less precise.
+    ``random``: drawn at random, so that there is nothing to compare.
     """
 
     output: str
@@ -66,6 +75,7 @@ class Comparison:
     between: float | None = None
     between_allowed: float = 0.0
     random: bool = False
+    cost: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -116,14 +126,42 @@ def compared(
     worst: dict[str, Comparison] = {}
     for _ in range(rounds):
         feeds = random_feeds(model.graph, shapes, draw)
-        exact = reference.run(graph, feeds)
-        near = reference.run(graph, feeds, dtype=model.element)
         ours = model.run(feeds)
+        bounds = _Bounds.of(model, graph, feeds)
         theirs = other(feeds) if other is not None else {}
-        for name in exact:
-            new = _compared(name, exact[name], near[name], ours[name], theirs.get(name), model.element, name in drawn)
+        for name in ours:
+            new = _compared(name, bounds, ours[name], theirs.get(name), name in drawn)
             worst[name] = _worse(worst.get(name), new)
     return list(worst.values())
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What the definition gives: ``exact`` in float64, ``near`` in the type the model computes in.
+
+    ``tied``: with all that is almost a tie rounded up, then down. ``own``: with the file's own weights, where the
+    model's are less precise.
+    """
+
+    element: str
+    exact: Feeds
+    near: Feeds
+    tied: Sequence[Feeds] = ()
+    own: Feeds | None = None
+
+    @staticmethod
+    def of(model: Model, graph: Graph, feeds: Feeds) -> _Bounds:
+        """For a model that has run with these feeds, and the graph of its file."""
+        element, precision = model.element, model.precision
+        if precision not in ROUNDINGS:
+            return _Bounds(element, reference.run(graph, feeds), reference.run(graph, feeds, dtype=element))
+        hosts = {label for label, _ in ways_of(model).hosts}
+        one, up, down = (
+            reference.at_precision(model.graph, precision, hosts, lean) for lean in (0.0, NEAR_TIE, -NEAR_TIE)
+        )
+        exact, near = reference.run(one, feeds), reference.run(one, feeds, dtype=element)
+        tied = [reference.run(way, feeds) for way in (up, down)] if precision == "int8" else []
+        return _Bounds(element, exact, near, tied, reference.run(graph, feeds))
 
 
 def definition_of(path: str, constants: Mapping[str, Any] | None) -> Graph:
@@ -259,30 +297,25 @@ def _steps(node: Node, graph: Graph, shapes: Mapping[str, Sequence[int]]) -> int
 # --- differences ------------------------------------------------------------------------------------------------------
 
 
-def _compared(
-    name: str,
-    exact: np.ndarray,
-    near: np.ndarray,
-    ours: np.ndarray,
-    theirs: np.ndarray | None,
-    element: str,
-    random: bool,
-) -> Comparison:
+def _compared(name: str, bounds: _Bounds, ours: np.ndarray, theirs: np.ndarray | None, random: bool) -> Comparison:
+    exact = bounds.exact[name]
     finite = exact[np.isfinite(exact)].astype(np.float64)
     greatest = float(np.abs(finite).max(initial=0.0))
     if random:
         return Comparison(name, greatest, 0.0, 0.0, random=True)
     reach = max(1.0, float(np.ptp(finite)) if finite.size else 0.0)
-    inherent = _error(exact, near)
-    inherent = INHERENT * inherent if np.isfinite(inherent) else 0.0
+    spread = [INHERENT * _error(exact, bounds.near[name])]
+    spread += [FROM_TIES * _error(exact, tied[name]) for tied in bounds.tied]
+    inherent = max([0.0, *filter(np.isfinite, spread)])
     return Comparison(
         name,
         greatest,
         _error(exact, ours),
-        max(TOLERANCES[element] * reach, inherent),
+        max(TOLERANCES[bounds.element] * reach, inherent),
         None if theirs is None else _error(exact, theirs),
         None if theirs is None else _error(theirs, ours),
         max(PEER_TOLERANCE * reach, inherent),
+        cost=None if bounds.own is None else _error(bounds.own[name], ours),
     )
 
 
@@ -354,12 +387,15 @@ def table_of(comparisons: Sequence[Comparison]) -> Table:
     beside = any(c.between is not None for c in comparisons)
     headings = ["output", "greatest", "error", "allowed"]
     headings += ["to onnx-\nruntime", "onnxrun-\ntime's"] if beside else []
+    costly = any(c.cost is not None for c in comparisons)
+    headings += ["to full\nprecision"] if costly else []
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "output" else "right", overflow="fold")
     table.add_column("", justify="left", overflow="fold")
     for c in comparisons:
         numbers = [f"{c.greatest:.3g}", *(["", ""] if c.random else [f"{c.error:.1e}", f"{c.allowed:.1e}"])]
         numbers += ["" if x is None else f"{x:.1e}" for x in (c.between, c.other)] if beside else []
+        numbers += ["" if c.cost is None or c.random else f"{c.cost:.1e}"] if costly else []
         style = "green" if c.holds and c.agrees else "bold red"
         table.add_row(Text(c.output), *numbers, Text(c.verdict, style))
     return table
