@@ -23,6 +23,7 @@ def run(
     quick: Annotated[bool, typer.Option(help="seconds a row, for a first look")] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help="these sets of rows ('list' shows them)")] = None,
     only: Annotated[str | None, typer.Option(help="rows whose name contains this, or a * pattern")] = None,
+    goals: Annotated[bool, typer.Option("--goals", help="only rows that check has goals for")] = False,
     engine: Annotated[list[str] | None, typer.Option(help="this engine, may be given again; all without")] = None,
     core: Annotated[int | None, typer.Option(help="the first core to run on; the last one without")] = None,
     zoo: Annotated[Path | None, typer.Option(help="a folder of published files, for the zoo rows")] = ZOO,
@@ -33,6 +34,7 @@ def run(
     from lstm_engine.report.timing import FULL, QUICK
 
     from .conduct import conduct
+    from .goals import spoken_of
     from .measure import available
     from .workloads import chosen
 
@@ -40,6 +42,9 @@ def run(
         before = _read(out)["rows"] if merge and out.exists() else []
     try:
         workloads = chosen(only, sets or (), zoo)
+        if goals:
+            wanted = spoken_of()
+            workloads = [workload for workload in workloads if workload.name in wanted or workload.kind == "zoo"]
         engines = [*available(engine)]
         with _progress(len(workloads)) as watcher:
             conduct(

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from .report import OURS, fastest_peer, validated
 from .special import AT
+from .workloads import WORKLOADS
 
 NEAR: Final = 1.15  # times the machine's limit
 BELOW: Final = 0.95  # times the limit: who is faster than that has shown that it is none
@@ -88,6 +89,12 @@ def verdicts(document: Mapping[str, Any]) -> list[Verdict]:
     """Every goal on every row it speaks of."""
     rows = {row["workload"]: row for row in validated(document)["rows"]}
     return [goal.judged(rows) for goal in goals(rows)]
+
+
+def spoken_of() -> set[str]:
+    """Names of the rows that goals speak of, and of those they are compared with; published files apart."""
+    named = {goal.row for goal in goals({})}
+    return (named | {name.removesuffix("-t2") for name in named}) & set(WORKLOADS)
 
 
 def goals(rows: Rows) -> Iterator[Goal]:

@@ -538,7 +538,8 @@ class Context(IntEnum):
     HELPERS = 17  # address of the first helping thread's block (class Worker)
     HELPER_COUNT = 18  # how many there are, one behind the other
     BELL = 19  # address of the word that says whether one is to be woken; 0: there are none
-    PORTS = 20  # three words a port
+    CLAIMED = 20  # helpers that this call has to itself by now
+    PORTS = 21  # three words a port
 
 
 class Port(IntEnum):

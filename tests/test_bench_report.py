@@ -211,6 +211,12 @@ def test_pictures_are_for_light_pages_and_dark_ones(document: dict, tmp_path: Pa
 # --- goals -----------------------------------------------------------------------------------------------------------
 
 
+def test_rows_that_goals_speak_of_are_there() -> None:
+    named = goals.spoken_of()
+    assert {"step-h256", "step-h256-t2", "paced-h256-t2", "sequence-h256-b16-bfloat16"} <= named
+    assert "step-h8-bfloat16" not in named
+
+
 def test_all_goals_are_judged(document: dict) -> None:
     found = goals.verdicts(document)
     assert all(verdict.passed for verdict in found), [v for v in found if not v.passed]

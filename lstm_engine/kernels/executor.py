@@ -30,6 +30,7 @@ from . import convolution, integers, matmul, pointwise, recurrent, reduction, ro
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
 from .product import gathering_rows, product_rows
+from .shares import dismissed
 from .simd import (
     copy_bytes,
     flush_denormals,
@@ -69,7 +70,7 @@ from .weights import Floats, weights_of
 SIZE = INSTRUCTION_BYTES
 (
     CODE, ARENA, CONSTANTS, EXECUTOR, BUSY_WORD, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
-    FAULT_VALUE, FAULT_LIMIT, FORMS, START, _, _, BELL, PORTS,
+    FAULT_VALUE, FAULT_LIMIT, FORMS, START, _, HELPER_COUNT, BELL, _, PORTS,
 ) = (int(w) * 8 for w in Context)  # fmt: skip
 KIND, CALLER = int(Share.KIND) * 8, int(Share.CONTEXT) * 8
 FORM_BYTES = FORM_WORDS * 8
@@ -221,6 +222,8 @@ def call(cx):  # type: ignore[no-untyped-def]
         set_word(cx + PARITY, parity + done)
     if fault != 0 and shadow != 0:
         copy_bytes(arena, arena + shadow, state_bytes)
+    if word(cx + HELPER_COUNT) != 0:
+        dismissed(cx)
     restore_denormals(control)
     return fault
 

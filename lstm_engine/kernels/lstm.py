@@ -17,7 +17,7 @@ from ..encoding import Context, Lstm
 from ..jit import kernel
 from .product import cell_block, lstm_block
 from .rows import copy_rows, field, locate, over_rows, ragged, scratch
-from .shares import claimed, dismissed, projection_shares, shares
+from .shares import claimed, projection_shares, shares
 from .simd import Lanes, always_inline, clear_bytes, float64_of_bits, never_inline, ticks, word
 from .weights import Floats
 
@@ -99,7 +99,7 @@ def layer(
             first = T - t - n if reverse else t
             if hoisted:
                 if parts > 1:
-                    helpers = claimed(cx, parts, helpers, t == 0)
+                    helpers = claimed(cx, parts, t == 0)
                 hoist(ip, cx, x + first * x_step, between, n * B, room * B, helpers)
             s = 0
             while s < n:
@@ -115,7 +115,7 @@ def layer(
                 forward = (parity + t) & 1 == 0
                 own, offered, since = blocks, 0, 0
                 if parts > 1:
-                    helpers = claimed(cx, parts, helpers, t == 0 and not hoisted)
+                    helpers = claimed(cx, parts, t == 0 and not hoisted)
                 if helpers > 0:
                     own, since = blocks // (helpers + 1), ticks()
                     offered = hand_out(
@@ -136,8 +136,6 @@ def layer(
                 previous, previous_stride = out, ys
                 s += 1
                 t += 1
-        if parts > 1:
-            dismissed(cx, parts)
         if T > 0:
             units = field(ip, PROJECTED_BLOCKS) if projected else blocks
             copy_rows(h, 0, hs, previous, 0, previous_stride, units * one, 1, B)

@@ -15,8 +15,8 @@ from .simd import Lanes, never_inline, set_word, ticks, word
 from .workers import ask, claim, collect, dismiss, free, offer
 
 BLOCKS, JOBS, STAGED, PRE_STAGED = (int(field_) for field_ in (Lstm.BLOCKS, Lstm.JOBS, Lstm.STAGED, Lstm.PRE_STAGED))
-EXECUTOR, HELPERS, HELPER_COUNT = (
-    int(word_) * 8 for word_ in (Context.EXECUTOR, Context.HELPERS, Context.HELPER_COUNT)
+EXECUTOR, HELPERS, HELPER_COUNT, CLAIMED = (
+    int(word_) * 8 for word_ in (Context.EXECUTOR, Context.HELPERS, Context.HELPER_COUNT, Context.CLAIMED)
 )
 (
     CODE, KIND, IP, CX, ROWS, FIRST, LAST, FORWARD, W, W_STEP, X, XS, INPUTS, H, HS, RECURRENT, Z, ZS, C, CS, C_NEW,
@@ -26,28 +26,30 @@ SHARE_BYTES, WORKER_BYTES = SHARE_WORDS * 8, WORKER_WORDS * 8
 
 
 @kernel
-def claimed(cx, parts, helpers, first):  # type: ignore[no-untyped-def]
-    """How many helpers this call has to itself, at most one for each part but its own: ``helpers`` so far.
+def claimed(cx, parts, first):  # type: ignore[no-untyped-def]
+    """How many helpers take part: at most one for each part but the caller's own, kept to the end of the call.
 
-    ``first``: the call begins, and those that sleep hear that they would be of use.
+    ``first``: an instruction begins, and those that sleep hear that they would be of use.
     """
-    most = min(parts - 1, word(cx + HELPER_COUNT))
+    most, helpers = min(parts - 1, word(cx + HELPER_COUNT)), word(cx + CLAIMED)
     while helpers < most and claim(word(cx + HELPERS) + helpers * WORKER_BYTES, cx) != 0:
         helpers += 1
+        set_word(cx + CLAIMED, helpers)
     k = helpers
     while first and k < most:
         ask(word(cx + HELPERS) + k * WORKER_BYTES)
         k += 1
-    return helpers
+    return min(helpers, most)
 
 
 @kernel
-def dismissed(cx, parts):  # type: ignore[no-untyped-def]
-    """The end of what claimed() began."""
-    now, most, k = ticks(), min(parts - 1, word(cx + HELPER_COUNT)), 0
-    while k < most:
+def dismissed(cx):  # type: ignore[no-untyped-def]
+    """The end of a call that may have claimed helpers."""
+    now, count, k = ticks(), word(cx + HELPER_COUNT), 0
+    while k < count:
         dismiss(word(cx + HELPERS) + k * WORKER_BYTES, cx, now)
         k += 1
+    set_word(cx + CLAIMED, 0)
 
 
 @kernel
