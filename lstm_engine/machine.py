@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from .errors import TargetError
 
@@ -297,6 +297,27 @@ def cache_sizes() -> dict[str, int]:
         if kind != "Instruction" and size.endswith("K"):
             sizes[f"L{level}"] = int(size[:-1]) * 1024
     return sizes
+
+
+def allowed_cores(thread: int | None) -> frozenset[int]:
+    """The cores that a thread of this process may run on, by its system number; none where the system does not tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return frozenset()
+    return frozenset(os.sched_getaffinity(thread or 0))
+
+
+def current_core() -> int:
+    """The core that the calling thread runs on at this moment; -1 where the system does not tell."""
+    tell = _core_teller()
+    return -1 if tell is None else int(tell())
+
+
+@functools.cache
+def _core_teller() -> Any:
+    """sched_getcpu() of the C library, or None."""
+    import ctypes
+
+    return getattr(ctypes.CDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
 
 
 def cores() -> int:

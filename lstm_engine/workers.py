@@ -20,7 +20,7 @@ import numpy as np
 
 from .encoding import COMING, WORKER_WORDS, Worker
 from .errors import InputError
-from .machine import SPIN_KNOB, THREADS_KNOB, Knob, cores
+from .machine import SPIN_KNOB, THREADS_KNOB, Knob, allowed_cores, cores, current_core
 from .program.packing import aligned_empty
 
 GRACE: Final = 1e-6  # seconds: several times what a watching worker takes to begin
@@ -95,6 +95,7 @@ class Workers:
             self._judge(helper)
             if not self._closed and (helper.thread is not None or helper.start()):
                 helper.words[Worker.WANTED] = COMING
+                helper.keep_off(current_core())
                 helper.release()
             else:
                 helper.words[Worker.WANTED] = 0
@@ -165,6 +166,8 @@ class _Helper:
         self.thread: threading.Thread | None = None
         self._sleeping = threading.Lock()
         self._sleeping.acquire()
+        self.cores: frozenset[int] = frozenset()  # that its thread may run on
+        self.kept_to: frozenset[int] = frozenset()
         self.hold = 0  # how long it is left asleep now
         self.worked = self.words[Worker.WORKED]  # the work it had done when it was last woken
         self.words[Worker.WANTED] = self.words[Worker.STOP] = 0
@@ -177,7 +180,16 @@ class _Helper:
         except RuntimeError:
             return False
         self.thread = thread
+        self.cores = allowed_cores(thread.native_id)
         return True
+
+    def keep_off(self, core: int) -> None:
+        """Run on another core than this, the caller's: there it would only come when the call is over."""
+        others = self.cores - {core}
+        if others and others != self.kept_to and self.thread is not None:
+            with suppress(OSError):
+                os.sched_setaffinity(self.thread.native_id or 0, others)
+                self.kept_to = others
 
     def _live(self) -> None:
         while self._sleeping.acquire() and not self.words[Worker.STOP]:
