@@ -19,7 +19,7 @@ from .workloads import STEPPED, Workload
 SCHEMA: Final = 2
 #: Seconds between turns where engines have several threads: those of the last one spin for a while.
 SETTLE: Final = 0.004
-LONGER: Final = 3  # times longer batches on several threads: sending work to the probes' threads takes its time
+LONGER: Final = 20  # times longer batches on several threads: those that helped before sleep, and are woken again
 
 
 class Watcher(Protocol):

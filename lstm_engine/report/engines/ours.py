@@ -18,14 +18,16 @@ _OWN = ("float32", "float64")
 
 def prepare(name: str, job: Job) -> Run:
     """The job on this engine. Raises NotServedError."""
-    fresh = name == "lstm_engine_fresh"
+    fresh, alone = name == "lstm_engine_fresh", name == "lstm_engine_one"
+    if alone and job.threads == 1:
+        raise NotServedError("one thread is shown beside several")
     if fresh and not (job.steps and job.threads == 1):
         raise NotServedError("fresh results are shown for steps on one thread")
     try:
         model = load(
             job.path,
             precision=None if job.precision in _OWN else job.precision,
-            threads=job.threads,
+            threads=1 if alone else job.threads,
             constants=dict(job.constants) or None,
             **job.loading,
         )
