@@ -781,9 +781,9 @@ def test_names_of_a_body_hide_those_outside() -> None:
 def test_a_long_scan_is_planned_without_walking_it() -> None:
     net = scan("scan")
     graph = graph_of(net.model)
-    begin = time.process_time()
+    begin = time.thread_time()
     known = specialise(graph, {"h0": (2, 3), "x": (10**6, 2, 3)})
-    assert time.process_time() - begin < 0.5
+    assert time.thread_time() - begin < 0.5
     assert known.shapes["ys"] == (10**6, 2, 3)
 
 
@@ -1115,9 +1115,9 @@ def defuse(name: str) -> str:
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_an_error_in_bounded_time(name: str) -> None:
-    begin = time.process_time()
+    begin = time.thread_time()
     said = defuse(name)
-    assert time.process_time() - begin < 4  # half of it on a quiet machine
+    assert time.thread_time() - begin < 4  # half of it on a quiet machine
     assert "budget" in said or "limit" in said
 
 
@@ -1358,7 +1358,7 @@ def test_the_budget_of_folding_is_one_for_the_whole_file() -> None:
     nodes.append(node("Sum", "x " + " ".join(f"y{k}" for k in range(20)), "y"))
     constants = {"one": np.array([1], F), "yes": np.array(True), "M": np.array(2000)}
     graph = graph_of(make_model(nodes, [("x", F, [1])], [("y", F, None)], constants))
-    begin = time.process_time()
+    begin = time.thread_time()
     folded = shapes_pass.fold(graph)
-    assert time.process_time() - begin < 4
+    assert time.thread_time() - begin < 4
     assert 1 < sum(n.op == "Loop" for n in folded.nodes) < 19

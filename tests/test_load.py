@@ -34,20 +34,20 @@ X = ("x", np.float32, ["time", "batch", 4])
 
 @pytest.mark.skipif(LARGEST is None, reason="the collection of public models is not here")
 def test_the_largest_public_model_loads_in_half_a_second() -> None:
-    """Processor time, the best of three: other programs may run beside."""
+    """This thread's time, the best of three: others may run beside."""
     assert LARGEST is not None
     le.load(LARGEST)  # the first imports what loading needs
     assert min(seconds(lambda: le.load(LARGEST)) for _ in range(3)) < SECONDS
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """Of the processor; what the rest of the suite left on the heap is not gone through meanwhile."""
+    """Of this thread; what the rest of the suite left on the heap is not gone through meanwhile."""
     gc.collect()
     gc.disable()
     try:
-        start = time.process_time()
+        start = time.thread_time()
         act()
-        return time.process_time() - start
+        return time.thread_time() - start
     finally:
         gc.enable()
 

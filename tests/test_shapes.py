@@ -440,7 +440,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_unexploded(name: str) -> None:
-    began = time.process_time()
+    began = time.thread_time()
     tracemalloc.start()
     try:
         with pytest.raises(LstmEngineError, match=r"budget of|do not fit: cannot convert float infinity"):
@@ -448,7 +448,7 @@ def test_bombs_are_refused_unexploded(name: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 200e6
     finally:
         tracemalloc.stop()
-    assert time.process_time() - began < 1
+    assert time.thread_time() - began < 1
 
 
 @pytest.mark.parametrize("name", sorted(BOMBS.keys() - {"Range without end"}))
