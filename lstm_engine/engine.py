@@ -88,13 +88,13 @@ class Runner:
 
     def _helped(self, program: Program) -> dict[Context, int]:
         """Words that name the threads which help with a program's steps."""
-        self._workers = shared() if program.parts > 1 else None
-        blocks = self._workers.blocks(program.parts - 1) if self._workers else ()
-        if self._workers is None or not blocks:
+        workers = shared() if program.parts > 1 else None
+        blocks = workers.blocks(program.parts - 1) if workers else ()
+        self._workers, self._helpers = workers if blocks else None, len(blocks)
+        if self._workers is None:
             return {}
         memory = (self.arena, self.code, self.context, program)
         weakref.finalize(self, _left_alone, self._workers, int(self.context.ctypes.data), memory).atexit = False
-        self._helpers = len(blocks)
         return {
             Context.HELPERS: blocks[0],
             Context.HELPER_COUNT: len(blocks),

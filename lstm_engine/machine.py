@@ -315,8 +315,6 @@ def current_core() -> int:
 @functools.cache
 def _core_teller() -> Any:
     """sched_getcpu() of the C library, or None."""
-    import ctypes
-
     return getattr(ctypes.CDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
 
 

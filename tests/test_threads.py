@@ -122,6 +122,14 @@ def test_one_thread_asks_nobody(helpers: Workers) -> None:
     assert jobs(helpers) == 0
 
 
+def test_a_process_without_helpers_runs_what_could_be_shared(helpers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = Workers(0, 1.0)
+    monkeypatch.setattr(engine, "shared", lambda: none)
+    case = SHARED[2]
+    feeds = case.feeds()
+    assert_same_bits(loaded(case, None, 3).run(feeds), loaded(case, None, 1).run(feeds))
+
+
 def test_small_layers_are_not_shared() -> None:
     model = le.load(LayerCase(H=16, I=16).model())
     model.run(LayerCase(H=16, I=16).feeds())

@@ -702,3 +702,14 @@ def test_the_words_of_a_block_keep_to_their_lines(root: Path) -> None:
     others = set(Worker) - set.union(*writers)
     assert {int(w) // 16 for w in others}.isdisjoint(set.union(*lines))
     assert words(Workers(2, 0.0), 1).nbytes == room.WORKER_WORDS * 8
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind threads to cores")
+def test_a_helper_is_woken_off_the_callers_core() -> None:
+    with awake(0.2) as workers:
+        (helper,) = workers._helpers
+        assert helper.thread is not None
+        core = min(helper.cores)
+        helper.keep_off(core)
+        left = frozenset(os.sched_getaffinity(helper.thread.native_id or 0))
+        assert left == (helper.cores - {core} or helper.cores)
