@@ -16,7 +16,7 @@ from . import reference
 from .calls import Call
 from .engine import Runner
 from .errors import InputError, LstmEngineError, ModelFormatError, UnsupportedModelError, listed
-from .feeds import bind_constants, converted, name_faults, shape_faults
+from .feeds import bind_constants, converted, name_faults, shape_faults, with_zeros
 from .formats import read
 from .graph import Graph, Node
 from .passes.check import check
@@ -218,13 +218,17 @@ class Model:
     def trace(self, feeds: Any) -> Trace:
         """Run whole sequences, and keep what every recurrent layer computed on the way: gates, cell states, outputs.
 
-        ``feeds``: as for run(). The outputs are those of run(), bit by bit.
+        ``feeds``: as for run(); ``states`` may be left out and are then zeros. The outputs are those of run(), bit by
+        bit.
 
         Raises InputError as run() does; UnsupportedModelError where data decides at run time which layers run.
         """
         from .trace import traced
 
-        arrays = self._checked(self._named(feeds))
+        carried = [name for name, _ in self.states]
+        data = [spec.name for spec in self.inputs if spec.name not in carried and not spec.optional]
+        named = feeds if isinstance(feeds, Mapping) or len(data) != 1 else {data[0]: feeds}
+        arrays = self._checked(with_zeros(self.inputs, carried, self._named(named)))
         return traced(self.graph, arrays, self.outputs, self.store, self.means)
 
     def streamable(self, graph: Graph, batch: int, constants: Any = ()) -> Streamable:
