@@ -1,0 +1,61 @@
+"""What the machine's measured limit says of a row that is lost, or of a goal that is missed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .measure import OURS
+
+NEAR: Final = 1.15  # times the limit: hardly anything is left to gain
+BELOW: Final = 0.95  # times the limit: who is faster than that has shown that it is none
+APART: Final = 1.02  # times the limit that phases in turn take, from where on that is worth telling
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """``ratio``: how many times as fast as the other a call would be that took exactly the limit's time.
+
+    ``in_turn``: the same if each phase of the call waited for the end of the one before; ``reached``: the part of the
+    limit that ours is at; ``how``: what the limit is made of.
+    """
+
+    ratio: float
+    in_turn: float
+    reached: float
+    how: str
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether ours is faster than the limit, which was disturbed."""
+        return self.reached > 1 / BELOW
+
+    @property
+    def is_near(self) -> bool:
+        """Whether ours is as good as at the limit."""
+        return 1 / NEAR <= self.reached <= 1 / BELOW
+
+    def forbids(self, ratio: float) -> bool:
+        """Whether nothing could be so many times as fast as the other."""
+        return self.ratio < ratio and not self.is_broken
+
+    def __str__(self) -> str:
+        if self.is_broken:
+            return "no reason: ours is faster than the measured limit, which was disturbed"
+        in_turn = f" ({self.in_turn:.2f}× phase by phase)" if self.ratio > APART * self.in_turn else ""
+        at_best = f"at its limit, {self.how}, a call would be {self.ratio:.2f}×{in_turn}"
+        return f"{at_best}; ours is at {self.reached:.0%} of it"
+
+
+def allowance(row: Mapping[str, Any] | None, other: float) -> Allowance | None:
+    """What the row's limit allows beside ``other`` seconds. None where there is no limit, or ours was not measured."""
+    limit = (row or {}).get("limit") or {}
+    ours = (row or {}).get("engines", {}).get(OURS, {}).get("median")
+    if ours is None or "peak" not in limit:
+        return None
+    least = limit["seconds"]
+    reading, computing = ("bytes", "bandwidth", "B"), ("flops", "peak", "flop")
+    amount, rate, unit = reading if limit["bound"] == "memory" else computing
+    how = f"{limit[amount] / 1e6:.3g} M{unit} at {limit[rate] / 1e9:.0f} G{unit}/s"
+    return Allowance(other / least, other / limit["in_turn"], least / ours, how)
