@@ -57,5 +57,11 @@ def allowance(row: Mapping[str, Any] | None, other: float) -> Allowance | None:
     least = limit["seconds"]
     reading, computing = ("bytes", "bandwidth", "B"), ("flops", "peak", "flop")
     amount, rate, unit = reading if limit["bound"] == "memory" else computing
-    how = f"{limit[amount] / 1e6:.3g} M{unit} at {limit[rate] / 1e9:.0f} G{unit}/s"
+    how = f"{_scaled(limit[amount], unit)} at {limit[rate] / 1e9:.0f} G{unit}/s"
     return Allowance(other / least, other / limit["in_turn"], least / ours, how)
+
+
+def _scaled(value: float, unit: str) -> str:
+    """Three digits and a prefix."""
+    scale, prefix = next(((s, p) for s, p in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= s), (1, ""))
+    return f"{value / scale:.3g} {prefix}{unit}"

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
-from .allowance import allowance
+from .allowance import APART, allowance
 from .cold import TITLES as COLD_TITLES
 from .engines import ENGINES
 from .measure import OURS, SCHEMA
@@ -368,7 +368,10 @@ def _timed_cell(row: Mapping[str, Any], name: str, shown: Callable[[float], str]
 
 def _limit(row: Mapping[str, Any], shown: Callable[[float], str]) -> str:
     limit = row.get("limit")
-    return "–" if limit is None else f"{shown(limit['seconds'])} {_bound(row)}"
+    if limit is None:
+        return "–"
+    apart = limit["in_turn"] > APART * limit["seconds"]
+    return f"{shown(limit['seconds'])} {_bound(row)}" + (f" ({shown(limit['in_turn'])})" if apart else "")
 
 
 def _reached(row: Mapping[str, Any]) -> str:

@@ -124,10 +124,12 @@ def test_a_disturbed_row_is_marked(document: dict) -> None:
 
 def test_part_of_the_limit(document: dict) -> None:
     row = _named(document, "step-h64")
-    row["limit"]["seconds"] = 1e-6
+    row["limit"] |= {"seconds": 1e-6, "in_turn": 1e-6}
     row["engines"]["lstm_engine"] = _result(1.25e-6)
     line = next(line for line in report.timed_table([row]).splitlines() if "step-h64" in line)
     assert line.endswith("| 1.00 M | 80 % |")
+    row["limit"]["in_turn"] = 1.1e-6
+    assert "| 1.00 M (1.10) | 80 % |" in report.timed_table([row])
 
 
 @pytest.mark.parametrize(
@@ -326,7 +328,7 @@ def test_a_limit_that_forbids_a_goal_is_a_reason_however_far_ours_is(document: d
     beyond = judged(0.5)
     assert (beyond.sign, beyond.passed) == ("edge", False)
     assert beyond.reason == (
-        "beyond this machine: at its limit, 1e+03 Mflop at 200 Gflop/s, a call would be 1.40× (0.70× phase by phase); "
+        "beyond this machine: at its limit, 1 Gflop at 200 Gflop/s, a call would be 1.40× (0.70× phase by phase); "
         "ours is at 50% of it"
     )
     assert judged(0.45).sign == "FAIL"  # 1.56 times would be possible
@@ -365,7 +367,7 @@ def test_lost_rows_are_told_with_what_the_limit_allows(document: dict) -> None:
     changed = _slower(document, "step-h64", "numpy", 0.8)
     row = _named(changed, "step-h64")
     row["limit"]["seconds"] = row["limit"]["in_turn"] = 0.5 * row["engines"]["lstm_engine"]["median"]
-    line = "- step-h64: 0.80× NumPy; at its limit, 1e-06 MB at 1 GB/s, a call would be 1.60×; ours is at 50% of it."
+    line = "- step-h64: 0.80× NumPy; at its limit, 1 B at 1 GB/s, a call would be 1.60×; ours is at 50% of it."
     assert line in report.markdown(changed)
     assert line in report.summary(changed)
     assert "phase" not in report.summary(document)
