@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from .limits import limit_of
 from .measure import OURS
+from .workloads import WORKLOADS
 
 NEAR: Final = 1.15  # times the limit: hardly anything is left to gain
 BELOW: Final = 0.95  # times the limit: who is faster than that has shown that it is none
 APART: Final = 1.02  # times the limit that phases in turn take, from where on that is worth telling
+
+
+Row = Mapping[str, Any]
+
+
+def at_best(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with limits at the best rates that any row of as many threads shows.
+
+    What the machine could do beside one row it can do: probes that somebody disturbed are no excuse. A buffer is read
+    at least as fast as a larger one.
+    """
+    limited = [row for row in rows if "peak" in (row.get("limit") or {})]
+    peaks: dict[tuple[str, int], float] = {}
+    bandwidths: dict[int, list[tuple[int, float]]] = {}
+    for row in limited:
+        key = row["precision"], row["threads"]
+        peaks[key] = max(peaks.get(key, 0.0), row["limit"]["peak"])
+        seen = bandwidths.setdefault(row["threads"], [])
+        seen += [(int(footprint), each) for footprint, each in row["limit"]["bandwidths"].items()]
+
+    def anew(row: Row) -> Row:
+        workload, seen = WORKLOADS[row["workload"]], bandwidths[row["threads"]]
+        best = {
+            phase.footprint: max(bandwidth for footprint, bandwidth in seen if footprint >= phase.footprint)
+            for phase in workload.phases
+        }
+        return {**row, "limit": asdict(limit_of(workload, best, peaks[row["precision"], row["threads"]]))}
+
+    return [anew(row) if "peak" in (row.get("limit") or {}) else row for row in rows]
 
 
 @dataclass(frozen=True)
@@ -48,7 +79,7 @@ class Allowance:
         return f"{at_best}; ours is at {self.reached:.0%} of it"
 
 
-def allowance(row: Mapping[str, Any] | None, other: float) -> Allowance | None:
+def allowance(row: Row | None, other: float) -> Allowance | None:
     """What the row's limit allows beside ``other`` seconds. None where there is no limit, or ours was not measured."""
     limit = (row or {}).get("limit") or {}
     ours = (row or {}).get("engines", {}).get(OURS, {}).get("median")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from .allowance import Allowance, allowance
+from .allowance import Allowance, allowance, at_best
 from .measure import OURS
 from .report import fastest_peer, table, validated
 from .special import AT
@@ -108,7 +108,7 @@ class Goal:
 
 def verdicts(document: Mapping[str, Any]) -> list[Verdict]:
     """Every goal on every row it speaks of."""
-    rows = {row["workload"]: row for row in validated(document)["rows"]}
+    rows = {row["workload"]: row for row in at_best(validated(document)["rows"])}
     return [goal.judged(rows) for goal in goals(rows)]
 
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
-from .allowance import APART, allowance
+from .allowance import APART, allowance, at_best
 from .cold import TITLES as COLD_TITLES
 from .engines import ENGINES
 from .measure import OURS, SCHEMA
@@ -189,7 +189,7 @@ def _legend(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _lost_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """For each lost row that has a limit, what that allows."""
-    for row in rows:
+    for row in at_best(rows):
         other = fastest_peer(row) if lost_to(row) else None
         found = None if other is None else allowance(row, row["engines"][other]["median"])
         if other is not None and found is not None:
