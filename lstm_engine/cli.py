@@ -311,6 +311,47 @@ def warm_up(
     print(f"{', '.join(wanted)}: ready in {folder}")
 
 
+# --- explain ---------------------------------------------------------------------------------------------------------
+
+
+@_command("explain")
+def explain(
+    model: ModelPath,
+    options: _Options,
+    text: Annotated[str | None, typer.Option(help="Text that the model reads.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text that the model goes on from; default: nothing before it.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", "-i", help="Readings: .npz, .npy, or .csv with a step a line.")
+    ] = None,
+    length: Annotated[int, typer.Option(min=1, help="Steps, where neither text nor readings say.")] = 200,
+    layer: Annotated[list[str] | None, typer.Option(help="Show only this layer; repeatable.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page to write; default: MODEL.explain.html, here.")
+    ] = None,
+) -> None:
+    """Write a page that shows what the gates did with a text or with readings, step by step."""
+    if sum(given is not None for given in (text, prompt, source)) > 1:
+        raise typer.BadParameter("--text, --prompt and --input exclude each other")
+    page = Path(f"{model.stem}.explain.html") if target is None else target
+    _check_folder(page)
+    from .pages import walk
+    from .report.explain import Request, explained, read_csv
+
+    feeds = None if source is None else read_csv(source) if source.suffix == ".csv" else _read_arrays(source)
+    loaded = options.load(model)
+    with waiting("running"):
+        shown = explained(loaded, Request(text, prompt, length, feeds, layer or ()))
+    _write_page(page, walk.page(shown))
+
+
+def _write_page(path: Path, page: str) -> None:
+    with _replacing(path) as file:
+        file.write(page.encode())
+    say(f"wrote {path}: {path.stat().st_size:,} bytes")
+
+
 # --- run -------------------------------------------------------------------------------------------------------------
 
 

@@ -172,7 +172,8 @@ class Traced:
     """What one direction of a recurrent layer writes down: the output that it comes by, and how it lies there.
 
     ``output``: rows [T if timed][B if batched] of [units/16][parts][16] (``blockwise``), or of [parts][units padded to
-    whole vectors].
+    whole vectors]. ``backwards``: it reads from the last step to the first. ``functions``: of its gates, in ONNX's
+    order.
     """
 
     layer: str
@@ -183,6 +184,8 @@ class Traced:
     timed: bool
     batched: bool
     blockwise: bool
+    backwards: bool
+    functions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
