@@ -1,4 +1,4 @@
-"""Arrays as text in a page: decimal numbers of a stated number of digits, each in one or two bytes."""
+"""Arrays as text in a page: decimal numbers of a stated number of digits, each in one, two or four bytes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any, Final
 import numpy as np
 
 MOST_DIGITS: Final = 4
-BYTE, WORD = 8, 16  # bits of a number
+BYTE, WORD, LONG = 8, 16, 32  # bits of a number
+_CODES: Final = {BYTE: "<i1", WORD: "<i2", LONG: "<i4"}
 #: Codes, counted from the ends of the range, for what no digits tell.
 _KEPT_BACK: Final = 2
 
 
-def packed(values: np.ndarray, bits: int = WORD) -> dict[str, Any]:
+def packed(values: np.ndarray, *sizes: int) -> dict[str, Any]:
     """Values as {"d": digits behind the point, "b": bits, "x": base64 of little-endian integers}.
 
+    Of the ``sizes`` (bits; 16 and 32 where none are given), the first that has room for four digits, else the last.
     As many digits (at most four) as the greatest value leaves room for; each value is the nearest such decimal, so
     what a page shows of it is what the value is when written with so many digits. The least integer stands for NaN,
     the one above it and the greatest for the infinities.
@@ -24,18 +26,29 @@ def packed(values: np.ndarray, bits: int = WORD) -> dict[str, Any]:
     numbers = np.asarray(values, np.float64)
     finite = np.isfinite(numbers)
     greatest = float(np.abs(numbers[finite]).max()) if finite.any() else 0.0
-    top = (1 << (bits - 1)) - 1
-    room = top - _KEPT_BACK
-    digits = next((d for d in range(MOST_DIGITS, -300, -1) if greatest * 10.0**d < room + 0.5), 0)
+    bits = next(
+        (bits for bits in sizes or (WORD, LONG) if _digits(greatest, bits) == MOST_DIGITS), (sizes or (LONG,))[-1]
+    )
+    digits, top = _digits(greatest, bits), _top(bits)
     codes = np.rint(np.where(finite, numbers, 0.0) * 10.0**digits)
     codes = np.select([np.isnan(numbers), numbers == np.inf, numbers == -np.inf], [-top - 1, top, -top], codes)
-    return {"d": digits, "b": bits, "x": _text(codes.astype("<i1" if bits == BYTE else "<i2"))}
+    return {"d": digits, "b": bits, "x": _text(codes.astype(_CODES[bits]))}
+
+
+def _top(bits: int) -> int:
+    return int((1 << (bits - 1)) - 1)
+
+
+def _digits(greatest: float, bits: int) -> int:
+    """Digits behind the point (below 0: zeros before it) that leave room for a value."""
+    room = _top(bits) - _KEPT_BACK
+    return next((d for d in range(MOST_DIGITS, -400, -1) if greatest * 10.0**d < room + 0.5), 0)
 
 
 def unpacked(packing: Mapping[str, Any]) -> np.ndarray:
     """The values of packed(), flat, as a page has them."""
-    codes = np.frombuffer(base64.b64decode(packing["x"]), "<i1" if packing["b"] == BYTE else "<i2").astype(np.int64)
-    top = (1 << (packing["b"] - 1)) - 1
+    codes = np.frombuffer(base64.b64decode(packing["x"]), _CODES[packing["b"]]).astype(np.int64)
+    top = _top(packing["b"])
     special = {-top - 1: np.nan, top: np.inf, -top: -np.inf}
     values: np.ndarray = codes / 10.0 ** packing["d"]
     for code, value in special.items():

@@ -184,7 +184,9 @@ def _layer(layer: Layer, window: _Window) -> dict[str, Any]:
 
 
 def _part(values: np.ndarray, exact: bool) -> dict[str, Any]:
-    return packed(values, WORD if exact or not fits_a_byte(values) else BYTE)
+    if exact:
+        return packed(values)
+    return packed(values, BYTE if fits_a_byte(values) else WORD)
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:
@@ -244,7 +246,7 @@ _BODY: Final = """<a class="skip" href="#walk">Skip to the walk</a>
 <section id="controls" aria-label="Choose what is shown"></section>
 <div id="columns">
 <section id="maps" aria-labelledby="maps-title"><h2 id="maps-title">Gates and cell over time</h2></section>
-<section id="walk" tabindex="-1" aria-labelledby="walk-title"><h2 id="walk-title">One unit, one step</h2></section>
+<section id="walk" tabindex="0" aria-labelledby="walk-title"><h2 id="walk-title">One unit, one step</h2></section>
 </div>
 <div id="more"></div>
 </main>

@@ -32,8 +32,8 @@ const Page = (() => {
 
   /** Numbers of a stated number of digits: codes, and what they are. */
   function unpack(packing) {
-    const codes = packing.b === 8 ? new Int8Array(bytes(packing.x)) : new Int16Array(bytes(packing.x));
-    const top = (1 << (packing.b - 1)) - 1, scale = 10 ** packing.d, digits = Math.max(packing.d, 0);
+    const codes = new { 8: Int8Array, 16: Int16Array, 32: Int32Array }[packing.b](bytes(packing.x));
+    const top = 2 ** (packing.b - 1) - 1, scale = 10 ** packing.d, digits = Math.max(packing.d, 0);
     const number = (code) => (code === -top - 1 ? NaN : code === top ? Infinity : code === -top ? -Infinity : code / scale);
     const at = (index) => number(codes[index]);
     const text = (index) => written(at(index), digits);

@@ -92,7 +92,18 @@
     return (ramps[key] ||= ramp(STOPS[isDark() ? "dark" : "light"][kind]));
   }
   const isGate = (part) => "fiozr".includes(part) && layer().parts[part].greatest <= 1;
-  const reach = (part) => (isGate(part) ? 1 : Math.max(layer().parts[part].greatest, part === "c" ? 0 : 1) || 1);
+  /** What the strongest colour stands for: 1, or where values go beyond it what all but a few of them stay within. */
+  function reach(part) {
+    const held = layer().parts[part];
+    if (isGate(part) || held.greatest <= 1) return part === "c" ? held.greatest || 1 : 1;
+    if (!held.reach) {
+      const every = Math.max(1, Math.floor(held.codes.length / 20000)), sample = [];
+      for (let at = 0; at < held.codes.length; at += every) if (Math.abs(held.codes[at]) < held.top) sample.push(Math.abs(held.codes[at]));
+      sample.sort((a, b) => a - b);
+      held.reach = sample[Math.floor(sample.length * 0.97)] / held.scale || 1;
+    }
+    return held.reach;
+  }
 
   // --- strips ---------------------------------------------------------------------------------------------------
 
@@ -135,14 +146,20 @@
     return [key, text, " "];
   };
   const keys = (kind) => (kind.length < 2 ? [`${kind[0].name} `] : kind.flatMap((s, at) => keyed(SIGNAL_COLOURS[at % 6], s.name)));
-  const keysOfParts = () => Object.keys(layer().parts).flatMap((part) => keyed(part, part));
+  const keysOfParts = () => Object.keys(layer().parts).flatMap((part) => keyed(part, part === "c" ? "c (to its own scale)" : part));
   const curvesOf = (kind) => {
     const top = Math.max(...kind.map((s) => s.greatest), 1e-9);
     return kind.map((s, at) => ({ colour: SIGNAL_COLOURS[at % 6], top, at: (step) => s.at(chosen.row * T + step) }));
   };
   const unitCurves = () => Object.keys(layer().parts).map((part) => ({
-    colour: part, top: Math.max(reach(part), 1), at: (step) => value(part, step), bold: part === "c" || part === "h",
+    colour: part, top: part === "c" ? highest(part) : Math.max(layer().parts[part].greatest, 1), at: (step) => value(part, step), bold: part === "c" || part === "h",
   }));
+  /** The greatest of the chosen unit's values. */
+  function highest(part) {
+    let most = 1e-9;
+    for (let step = 0; step < T; step++) if (Math.abs(value(part, step)) > most) most = Math.abs(value(part, step));
+    return most;
+  }
 
   const plotWidth = () => strips[0].plot.clientWidth || 300;
   const fitting = () => plotWidth() / T;
@@ -312,7 +329,7 @@
     const of = unit ?? chosen.unit;
     const parts = Object.keys(layer().parts).map((part) => `${part} ${shown(part, step, of)}`);
     const more = signals.flat().slice(0, 4).map((s) => `${s.name} ${s.text(chosen.row * T + step)}`);
-    $("hovered").textContent = `${called(step)} · unit ${of} · ${[...parts, ...more].join("  ")}`;
+    $("hovered").textContent = `${called(step)} · unit ${of} · ${[...parts, ...more].join(", ")}`;
   }
 
   // --- choosing -------------------------------------------------------------------------------------------------
@@ -513,11 +530,11 @@
     const knot = (x, y, what, phase) => drawn("g", { class: phase === lit ? "lit" : "" }, drawn("circle", { cx: x, cy: y, r: 13, class: "part" }), text(x, y + 4, what));
     picture.append(
       wire("M 70 40 H 380", 2), wire("M 120 110 V 53", 0), wire("M 200 160 V 123", 1), wire("M 265 110 H 213", 1), wire("M 200 97 V 53", 2),
-      wire("M 330 40 V 87", 3), wire("M 330 113 V 140 H 380", 3), wire("M 265 160 V 110", 1), wire("M 285 110 H 317", 3),
+      wire("M 330 40 V 87", 3), wire("M 330 113 V 150 H 380", 3), wire("M 265 160 V 110", 1), wire("M 380 100 H 343", 3),
       knot(120, 40, "×", 0), knot(200, 40, "+", 2), knot(200, 110, "×", 1), knot(330, 100, "×", 3),
       text(64, 44, `c′ ${old}`, "end"), text(386, 44, `c ${shown("c")}`, "start"), text(120, 126, `f ${shown("f")}`),
-      text(190, 176, `i ${shown("i")}`, "middle"), text(270, 176, `g ${shown("g")}`, "middle"), text(352, 80, sign(2), "start"),
-      text(318, 128, `o ${shown("o")}`, "end"), text(386, 144, `h ${shown("h")}`, "start"),
+      text(190, 176, `i ${shown("i")}`, "middle"), text(270, 176, `g ${shown("g")}`, "middle"), text(338, 72, sign(2), "start"),
+      text(386, 104, `o ${shown("o")}`, "start"), text(386, 154, `h ${shown("h")}`, "start"),
     );
   }
 
@@ -607,7 +624,7 @@
 
   if (labels) $("maps").append(el("div", { id: "reading", tabindex: "0", role: "group", "aria-label": "The text around this step", dir: "auto" }));
   $("maps").append(el("p", { id: "hovered" }), heat);
-  const picture = drawn("svg", { id: "cell", viewBox: "0 0 460 190", "aria-hidden": "true" });
+  const picture = drawn("svg", { id: "cell", viewBox: "0 0 480 190", "aria-hidden": "true" });
   $("walk").append(el("p", { id: "which" }), picture, el("div", { id: "phases" }));
   if (candidates) {
     $("walk").append(el("h3", {}, "What could come next"), el("p", { id: "came" }),
