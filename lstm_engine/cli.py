@@ -177,13 +177,24 @@ def inspect(
     batch: Annotated[int, typer.Option(min=1, help="Rows of the stream whose program is shown.")] = 1,
     timed: Annotated[bool, typer.Option("--time", help="Measure each instruction instead of estimating it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page with a picture of the network; measures too."),
+    ] = None,
 ) -> None:
     """Show a model: inputs, outputs, states, and the program that runs it."""
+    if page is not None:
+        _check_folder(page)
     loaded = options.load(model)
     from .report.inspect import described, printed
 
-    description = described(loaded, batch, timed)
-    if as_json:
+    description = described(loaded, batch, timed or page is not None)
+    if page is not None:
+        from .pages import diagram
+        from .report.picture import pictured
+
+        _write_page(page, diagram.page(pictured(loaded, description)))
+    elif as_json:
         print(json.dumps(description, indent=2, ensure_ascii=False))
     else:
         printed(description, console())

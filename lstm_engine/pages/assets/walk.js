@@ -480,7 +480,9 @@
   function kept(gate, memory, rest) {
     const prior = before(chosen.step);
     if (exists(prior)) return { old: shown(memory, prior), amount: value(gate) * value(memory, prior) };
-    return { old: "start", amount: value(memory) - rest };
+    const amount = value(memory) - rest;
+    const none = Math.abs(amount) < 5 / layer().parts[memory].scale; // what rounding leaves of nothing
+    return none ? { old: "0", amount: 0 } : { old: "what it began with", amount };
   }
 
   const PHASES = {
@@ -532,7 +534,7 @@
       wire("M 70 40 H 380", 2), wire("M 120 110 V 53", 0), wire("M 200 160 V 123", 1), wire("M 265 110 H 213", 1), wire("M 200 97 V 53", 2),
       wire("M 330 40 V 87", 3), wire("M 330 113 V 150 H 380", 3), wire("M 265 160 V 110", 1), wire("M 380 100 H 343", 3),
       knot(120, 40, "×", 0), knot(200, 40, "+", 2), knot(200, 110, "×", 1), knot(330, 100, "×", 3),
-      text(64, 44, `c′ ${old}`, "end"), text(386, 44, `c ${shown("c")}`, "start"), text(120, 126, `f ${shown("f")}`),
+      text(64, 44, `c′ ${old.startsWith("what") ? "?" : old}`, "end"), text(386, 44, `c ${shown("c")}`, "start"), text(120, 126, `f ${shown("f")}`),
       text(190, 176, `i ${shown("i")}`, "middle"), text(270, 176, `g ${shown("g")}`, "middle"), text(338, 72, sign(2), "start"),
       text(386, 104, `o ${shown("o")}`, "start"), text(386, 154, `h ${shown("h")}`, "start"),
     );
