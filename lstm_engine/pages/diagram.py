@@ -10,13 +10,13 @@ from typing import Final, NamedTuple
 
 from .document import document, escaped
 
-_WIDE, _HIGH = 172, 74  # of a box
-_GAP, _LANE = 118, 34  # between columns; of what only passes by
+_WIDE, _HIGH = 184, 74  # of a box
+_GAP, _LANE = 140, 18  # between columns; for what only passes by
 _BETWEEN = 26  # boxes of a column
 _MARGIN, _LOOP = 16, 30
 _SWEEPS: Final = 6
-_LETTERS: Final = 22  # of a line in a box
-_EDGE_LETTERS: Final = 17
+_LETTERS: Final = 25  # of a line in a box
+_EDGE_LETTERS: Final = 20
 KINDS: Final = ("input", "output", "fast", "host", "free")
 
 
@@ -128,7 +128,8 @@ class _Spot(NamedTuple):
 
     @property
     def high(self) -> int:
-        return _LANE if self.box is None else _HIGH
+        """The room that it takes."""
+        return _LANE if self.box is None else _HIGH + _BETWEEN
 
 
 def _columns(boxes: int, edges: Sequence[Edge]) -> list[int]:
@@ -194,14 +195,14 @@ def _sort_by_neighbours(columns: Iterable[list[_Spot]], near: Mapping[_Spot, Seq
 
 def _heights(columns: Sequence[Sequence[_Spot]]) -> tuple[dict[_Spot, float], float]:
     """The middle of each spot, columns centred; and how high it all is."""
-    tall = [sum(spot.high + _BETWEEN for spot in column) for column in columns]
+    tall = [sum(spot.high for spot in column) for column in columns]
     whole = max(tall, default=0)
     middles = {}
     for column, height in zip(columns, tall, strict=True):
-        at = (whole - height) / 2 + _BETWEEN / 2
+        at = (whole - height) / 2
         for spot in column:
             middles[spot] = at + spot.high / 2
-            at += spot.high + _BETWEEN
+            at += spot.high
     return middles, whole
 
 
@@ -226,6 +227,8 @@ def _svg(boxes: Sequence[Box], edges: Sequence[Edge], loops: Sequence[Loop]) -> 
     return (
         f'<svg {size} role="img" aria-label="The network from left to right; the table below lists what it runs">'
         f'<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        f'<path d="M 0 0 L 8 4 L 0 8 z"></path></marker>'
+        f'<marker id="turn" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path d="M 0 0 L 8 4 L 0 8 z"></path></marker></defs>{"".join(parts)}</svg>'
     )
 
@@ -283,7 +286,7 @@ def _loops(loops: Sequence[Loop], at: Sequence[tuple[float, float]]) -> Iterator
         text = f'<text class="shape" x="{place[0]}" y="{place[1]:.1f}">{escaped(_cut(loop.label, _LETTERS))}</text>'
         yield (
             f'<g class="loop"><title>state {escaped(loop.label)}</title>'
-            f'<path d="{line}" marker-end="url(#tip)"></path>{text}</g>'
+            f'<path d="{line}" marker-end="url(#turn)"></path>{text}</g>'
         )
 
 
@@ -293,7 +296,7 @@ def _merged(loops: Sequence[Loop]) -> Iterator[Loop]:
     for loop in loops:
         labels[loop.source, loop.target].append(loop.label)
     for (source, target), texts in labels.items():
-        yield Loop(source, target, ", ".join(texts))
+        yield Loop(source, target, ", ".join(dict.fromkeys(texts)))
 
 
 def _cut(text: str, letters: int) -> str:

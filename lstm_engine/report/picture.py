@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from ..model import Model
 
 _RECURRENT: Final = frozenset({"LSTM", "GRU", "RNN"})
+#: What a large network is told by: what else there is may be shown as part of these.
+_LANDMARKS: Final = _RECURRENT | {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Loop", "Scan", "If"}
+_MOST_BOXES: Final = 60
+_MOST_NOTES: Final = 12
+_ELSEWHERE: Final = ("metadata", "streams", "states")
 _HOST: Final = "host call"
 _SIZES: Final = (("Weights", "weight"), ("state", "state"), ("arena", "arena"))
 
@@ -30,7 +36,7 @@ def pictured(model: Model, description: Mapping[str, Any]) -> Picture:
     measured = program is not None and program["measured"]
     return Picture(
         f"The network in {name}",
-        [row for row in summary_rows(description) if row[0] not in ("metadata", "streams", "states")],
+        _about(description),
         boxes,
         edges,
         loops,
@@ -39,6 +45,14 @@ def pictured(model: Model, description: Mapping[str, Any]) -> Picture:
         [] if program is None else list(_rows(program)),
         "share of time" if measured else "share of time (estimate)",
     )
+
+
+def _about(description: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The summary's rows, one for each name; what the page says elsewhere left out."""
+    found: dict[str, list[str]] = {}
+    for name, value in summary_rows(description):
+        found.setdefault(name or next(reversed(found)), []).append(value)
+    return [(name, "; ".join(values)) for name, values in found.items() if name not in _ELSEWHERE]
 
 
 def _rows(program: Mapping[str, Any]) -> Iterator[Row]:
@@ -103,7 +117,8 @@ class _Drawing:
         self.states = dict(model.states)
         self.costs = _costs(program)
         self.shapes = named_shapes(model.graph)
-        self.boxes: list[Box] = []
+        self.ports: dict[int, Box] = {}
+        self.nodes: list[list[Node]] = []  # of each box, none for a port
         self.edges: dict[Edge, None] = {}
         self.loops: dict[Loop, None] = {}
         self.makers: dict[str, tuple[int | str, str]] = {}  # tensor → the box that makes it, or the state that it is
@@ -114,7 +129,7 @@ class _Drawing:
             if spec.name in self.states:
                 self.makers[spec.name] = (spec.name, spec.name)
             else:
-                self.makers[spec.name] = (self._add(_port_box(spec, "input")), spec.name)
+                self.makers[spec.name] = (self._port(spec, "input"), spec.name)
         readers: dict[str, list[int]] = {name: [] for name in self.states}
         for node in self._needed():
             self._enter(node, readers)
@@ -123,12 +138,55 @@ class _Drawing:
             if spec.name in carried:
                 self._close(carried[spec.name], spec.name, readers)
             elif spec.name in self.makers:
-                self._join(self.makers[spec.name], self._add(_port_box(spec, "output")), spec.name)
-        return self.boxes, list(self.edges), list(self.loops)
+                self._join(self.makers[spec.name], self._port(spec, "output"), spec.name)
+        return self._grouped(self._groups() if len(self.nodes) > _MOST_BOXES else list(range(len(self.nodes))))
 
-    def _add(self, box: Box) -> int:
-        self.boxes.append(box)
-        return len(self.boxes) - 1
+    def _port(self, spec: TensorSpec, kind: str) -> int:
+        self.ports[len(self.nodes)] = _port_box(spec, kind)
+        return self._add()
+
+    def _add(self, *nodes: Node) -> int:
+        self.nodes.append(list(nodes))
+        return len(self.nodes) - 1
+
+    # --- large networks ----------------------------------------------------------------------------------------------
+
+    def _minor(self, box: int) -> bool:
+        """Whether a box may be shown as part of another."""
+        costs = [self.costs.get(node.label) for node in self.nodes[box]]
+        plain = all(node.op not in _LANDMARKS for node in self.nodes[box])
+        return box not in self.ports and plain and not any(cost is not None and cost.host for cost in costs)
+
+    def _groups(self) -> list[int]:
+        """For each box the one that it is shown with: what reads one group alone is part of it."""
+        sources: dict[int, list[int]] = defaultdict(list)
+        readers: dict[int, list[int]] = defaultdict(list)
+        for edge in self.edges:
+            sources[edge.target].append(edge.source)
+            readers[edge.source].append(edge.target)
+        group = list(range(len(self.nodes)))
+        for box in filter(self._minor, range(len(self.nodes))):  # in an order in which sources come first
+            read = {group[source] for source in sources[box]}
+            if len(read) == 1 and not read & set(self.ports):
+                group[box] = read.pop()
+        for box in filter(self._minor, range(len(self.nodes))):
+            if not sources[box] and readers[box]:
+                first = group[min(readers[box])]
+                group = [first if each == box else each for each in group]
+        return group
+
+    def _grouped(self, group: Sequence[int]) -> tuple[list[Box], list[Edge], list[Loop]]:
+        """Boxes, edges and loops of groups of boxes."""
+        heads = sorted(set(group))
+        place = {head: index for index, head in enumerate(heads)}
+        at = [place[head] for head in group]
+        members: list[list[Node]] = [[] for _ in heads]
+        for box, nodes in enumerate(self.nodes):
+            members[at[box]] += nodes
+        boxes = [self.ports.get(head) or self._box_of(members[place[head]], self.nodes[head]) for head in heads]
+        edges = dict.fromkeys(Edge(at[e.source], at[e.target], e.label) for e in self.edges)
+        loops = dict.fromkeys(Loop(at[one.source], at[one.target], one.label) for one in self.loops)
+        return boxes, [edge for edge in edges if edge.source != edge.target], _few(list(loops))
 
     def _needed(self) -> list[Node]:
         """The nodes without those that only gather states for the outputs of a file."""
@@ -165,7 +223,7 @@ class _Drawing:
             return
         if node.label not in self.costs and not read:
             return
-        box = self._add(self._box_of(node))
+        box = self._add(node)
         for name in read:
             maker = self.makers[name]
             if isinstance(maker[0], str):
@@ -189,14 +247,32 @@ class _Drawing:
             if made_by is not None:
                 self.loops[Loop(made_by, box, f"{source} ← {target}")] = None
 
-    def _box_of(self, node: Node) -> Box:
-        cost = self.costs.get(node.label)
-        name = node.name or next(filter(None, node.outputs), "")
-        if cost is None:
-            return Box(node.op, name, "free")
-        facts = [size_text(cost.weights)] if cost.weights else []
-        facts += [f"{cost.share:.1%} of time"] if cost.share is not None else []
-        return Box(node.op, name, "host" if cost.host else "fast", ", ".join(facts), cost.share, "; ".join(cost.notes))
+    def _box_of(self, nodes: Sequence[Node], heads: Sequence[Node]) -> Box:
+        """A box for nodes, called by the foremost."""
+        costs = [self.costs[node.label] for node in nodes if node.label in self.costs]
+        shares = [cost.share for cost in costs if cost.share is not None]
+        weights, share = sum(cost.weights for cost in costs), sum(shares) if shares else None
+        facts = [size_text(weights)] if weights else []
+        facts += [f"{share:.0%} of time"] if share is not None else []
+        kind = "host" if any(cost.host for cost in costs) else "fast" if costs else "free"
+        head = heads[0]
+        title = head.op if len(nodes) == 1 else f"{head.op} and {len(nodes) - 1} more"
+        notes = [note for cost in costs for note in cost.notes]
+        more = "; ".join(notes[:_MOST_NOTES]) + ("; …" if len(notes) > _MOST_NOTES else "")
+        return Box(title, head.name or next(filter(None, head.outputs), ""), kind, ", ".join(facts), share, more)
+
+
+def _few(loops: Sequence[Loop]) -> list[Loop]:
+    """Of a state that goes back to several boxes, one loop, to the foremost; those round one box all."""
+    own = [loop for loop in loops if loop.source == loop.target]
+    back: dict[str, list[Loop]] = defaultdict(list)
+    for loop in loops:
+        if loop.source != loop.target:
+            back[loop.label].append(loop)
+    for label, several in back.items():
+        more = f", to {len(several)} places" if len(several) > 1 else ""
+        own.append(Loop(several[0].source, min(loop.target for loop in several), label + more))
+    return own
 
 
 def _port_box(spec: TensorSpec, kind: str) -> Box:
