@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -14,11 +14,15 @@ from .calls import Call
 from .errors import InputError, ModelFormatError, UnsupportedModelError
 from .graph import Graph, TensorSpec
 from .pages import walk as pages
+from .pages.notes import note
 from .passes.shape_rules import DataDependentError
 from .program.packing import LANES, Store, blocks
 from .program.plan import lower_run
 from .program.program import Means, Port, Traced
 from .reference import completed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: What is kept of a layer, by operator, in the order it is shown: names of the equations (ONNX LSTM, GRU, RNN).
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -226,6 +230,48 @@ class Trace(Mapping[str, LayerTrace]):
         page = pages.page(self.walk(layers, labels, title))
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             file.write(page)
+
+    def plot(
+        self,
+        path: Path | None = None,
+        *,
+        layer: str | None = None,
+        row: int = 0,
+        labels: Sequence[str] | None = None,
+    ) -> Figure:
+        """Draw a layer's gates, cell state and output as heatmaps of units over time, with matplotlib.
+
+        ``layer``: its name, None for the first; ``row`` of the batch; ``labels``: a text for every step. ``path``:
+        where to write, by its ending a picture or a PDF; the figure is returned either way.
+
+        Raises InputError for what is not there; LstmEngineError where matplotlib is not installed.
+        """
+        from .pages.figures import heatmaps
+
+        if not self._layers:
+            raise InputError("plot: the trace has no layer")
+        shown = self[next(iter(self)) if layer is None else layer]
+        steps, rows, _ = shown.shape
+        if not 0 <= row < rows:
+            raise InputError(f"plot: there are rows 0 to {rows - 1}, got {row}")
+        if labels is not None and len(labels) != steps:
+            raise InputError(f"plot: expected {steps} labels, one for each step, got {len(labels)}")
+        heading = f"{shown.name} ({shown.op}, {shown.shape[2]} units)"
+        gates = [part for part in shown.parts if part in GATES]
+        figure = heatmaps(heading, {part: shown[part][:, row] for part in shown.parts}, gates, labels)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = []
+        for layer in self.values():
+            memory = layer.statistics().get("memory")
+            steps = "" if memory is None else f"{float(np.median(memory)):.1f}"
+            rows.append((layer.name, layer.op, *layer.shape, " ".join(layer.parts), steps))
+        columns = ("layer", "kind", "steps", "rows", "units", "parts", "median memory in steps")
+        return note("Trace", columns, rows)
 
     def _alike(self, names: Sequence[str] | None) -> tuple[list[LayerTrace], list[str]]:
         """The layers to show together, and what to say of the others."""

@@ -210,6 +210,7 @@ def _heights(columns: Sequence[Sequence[_Spot]]) -> tuple[dict[_Spot, float], fl
 
 
 def _svg(boxes: Sequence[Box], edges: Sequence[Edge], loops: Sequence[Loop]) -> str:
+    edges = list(_bundled(edges))
     columns = _columns(len(boxes), edges)
     paths = _paths(columns, edges)
     order = _ordered(columns, paths)
@@ -260,7 +261,7 @@ def _edge(edge: Edge, path: Sequence[_Spot], left: Sequence[int], middle: Mappin
     points.append((left[path[-1].column] - 2, middle[path[-1]]))
     line = f"M {points[0][0]} {points[0][1]:.1f}" + "".join(_curve(a, b) for a, b in pairwise(points))
     x, y = points[0][0] + _GAP / 2, (points[0][1] + points[1][1]) / 2
-    label = f'<text class="shape" x="{x}" y="{y - 5:.1f}">{escaped(_cut(edge.label, _EDGE_LETTERS))}</text>'
+    label = f'<text class="shape" x="{x}" y="{y - 5:.1f}">{escaped(_first(edge.label))}</text>'
     arrow = f'<path d="{line}" marker-end="url(#tip)"></path>'
     return f'<g class="edge"><title>{escaped(edge.label)}</title>{arrow}{label}</g>'
 
@@ -290,6 +291,15 @@ def _loops(loops: Sequence[Loop], at: Sequence[tuple[float, float]]) -> Iterator
         )
 
 
+def _bundled(edges: Sequence[Edge]) -> Iterator[Edge]:
+    """Edges between the same boxes as one, its label the first's; all are told on pointing at it."""
+    labels: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for edge in edges:
+        labels[edge.source, edge.target].append(edge.label)
+    for (source, target), texts in labels.items():
+        yield Edge(source, target, "; ".join(dict.fromkeys(texts)))
+
+
 def _merged(loops: Sequence[Loop]) -> Iterator[Loop]:
     """Loops between the same boxes as one."""
     labels: dict[tuple[int, int], list[str]] = defaultdict(list)
@@ -297,6 +307,12 @@ def _merged(loops: Sequence[Loop]) -> Iterator[Loop]:
         labels[loop.source, loop.target].append(loop.label)
     for (source, target), texts in labels.items():
         yield Loop(source, target, ", ".join(dict.fromkeys(texts)))
+
+
+def _first(label: str) -> str:
+    """The first of the labels of an edge, and how many more there are."""
+    first, *others = label.split("; ")
+    return _cut(first, _EDGE_LETTERS) + (f" +{len(others)}" if others else "")
 
 
 def _cut(text: str, letters: int) -> str:
