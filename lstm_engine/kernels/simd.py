@@ -231,6 +231,11 @@ def dot(b: ir.IRBuilder, total: ir.Value, four: ir.Value, weights: ir.Value) -> 
     return total
 
 
+def dot_halves(b: ir.IRBuilder, total: ir.Value, two: ir.Value, weights: ir.Value) -> ir.Value:
+    """total[j] + Σ_i a[i]·w[j][i]: two bfloat16 a with sixteen times two bfloat16 w, all as words."""
+    return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", total.type, [total, two, weights])
+
+
 def _in_registers(b: ir.IRBuilder, name: str, total: ir.Value, *bytes_: ir.Value) -> ir.Value:
     """An intrinsic of (words, bytes, bytes) over 16 words, as many at a time as a register holds."""
     count = target().vector_bytes // 4
