@@ -7,9 +7,12 @@ forms are 64-byte aligned and read once, from front to back:
     bfloat16            [⌈K/2⌉][G][16] words of 32 bits, the even k in the low half, the odd one in the high half
     int8                [G][16] int32: -128·Σ_k w; [G][16] float32: scale; then [⌈K/4⌉][G][16][4] int8
 
-bfloat16 weights are widened in registers, so a result is that of the float32 kernel with rounded weights, bit by bit.
-int8 weights meet rows that are rounded to int8 too, with a scale of their own (``prepare``): products are summed in
-int32, exactly, in any order; the scales meet the sum at its end.
+bfloat16 weights are widened in registers, so a result is that of the float32 kernel with rounded weights, bit by bit;
+but where the processor multiplies pairs of them by itself, at twice the rate (``Target.bf16``), they meet rows that are
+rounded to such pairs (``prepare``), and a chain of sums takes two neighbouring k at a time. All products of a processor
+are made one way: chunks, batches and threads would show otherwise.
+int8 weights meet rows that are rounded to int8 too, with a scale of their own: products are summed in int32, exactly,
+in any order; the scales meet the sum at its end.
 """
 
 from __future__ import annotations
@@ -125,7 +128,7 @@ class Floats:
 
 
 class Halves(Floats):
-    """Weights in bfloat16."""
+    """Weights in bfloat16 that meet rows in float32."""
 
     most_rows = 5  # words and what they are widened to take registers of their own
 
@@ -182,7 +185,7 @@ class Halves(Floats):
 
 
 class Pairs(Halves):
-    """Weights in bfloat16; rows they meet are bfloat16 too, and a lane sums two neighbouring k at once."""
+    """Weights in bfloat16; rows they meet are ⌈K/2⌉ words of two elements, rounded likewise."""
 
     most_rows = Floats.most_rows
 
@@ -206,7 +209,7 @@ class Pairs(Halves):
         return _rows(flat, vectors), end
 
     def activations(self) -> tuple[Any, Any]:
-        """As Floats.activations(): rows rounded to bfloat16."""
+        """As Floats.activations(): rows rounded to bfloat16, zeros behind them up to whole vectors."""
         v = self.v
         halve = v.intrinsic(lambda b, *operands: halved_row(v, b, *operands), "aaa", "")
 
@@ -369,6 +372,6 @@ def quantised_row(v: Lanes, b: ir.IRBuilder, to: ir.Value, x: ir.Value, width: i
 
 
 def weights_of(precision: str, v: Lanes) -> Floats:
-    """The form of a precision."""
+    """The form of a precision on the processor that code is made for."""
     halves = Pairs if target().bf16 else Halves
     return {"bfloat16": halves, "int8": Bytes}.get(precision, Floats)(v)

@@ -43,7 +43,7 @@ class Half(Form):
         return -(-depth // 2) * vectors * LANES * 4
 
     def row_bytes(self, width: int) -> int:
-        """Rows in bfloat16 where products take them so."""
+        """Rows are rounded to bfloat16 where products take them so."""
         return -(-2 * width // ALIGNMENT) * ALIGNMENT if target().bf16 else 0
 
     def parts(self, values: np.ndarray) -> np.ndarray:
