@@ -204,7 +204,7 @@ HALVES = ir.VectorType(ir.IntType(16), 2 * WIDTH)
 
 
 def spread(b: ir.IRBuilder, word: ir.Value) -> ir.Value:
-    """Four bytes, sixteen times."""
+    """One word, sixteen times."""
     undefined = ir.Constant(WORDS, ir.Undefined)
     first = b.insert_element(undefined, word, ir.Constant(INT32, 0))
     return b.shuffle_vector(first, undefined, ir.Constant(WORDS, [0] * WIDTH))

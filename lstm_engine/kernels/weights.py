@@ -210,23 +210,28 @@ class Pairs(Halves):
 
     def activations(self) -> tuple[Any, Any]:
         """As Floats.activations(): rows rounded to bfloat16, zeros behind them up to whole vectors."""
-        v = self.v
-        halve = v.intrinsic(lambda b, *operands: halved_row(v, b, *operands), "aaa", "")
 
         @kernel
         def prepared_stride(xs, width):  # type: ignore[no-untyped-def]
             return (2 * width + LINE - 1) & -LINE
 
-        @kernel
-        def prepare(room, x, xs, width, unit, rows):  # type: ignore[no-untyped-def]
-            stride = prepared_stride(xs, width)
-            r = 0
-            while r < rows:
-                halve(room + r * stride, x + r * xs, width)
-                r += 1
-            return room
+        return rounding_rows(self.v, halved_row, prepared_stride), prepared_stride
 
-        return prepare, prepared_stride
+
+def rounding_rows(v: Lanes, emit: Callable[..., None], prepared_stride: Any) -> Any:
+    """prepare() of Floats.activations() for rows that are rounded: emit(v, b, to, x, width, unit) rounds one."""
+    round_row = v.intrinsic(lambda b, *operands: emit(v, b, *operands), "aaaa", "")
+
+    @kernel
+    def prepare(room, x, xs, width, unit, rows):  # type: ignore[no-untyped-def]
+        stride = prepared_stride(xs, width)
+        r = 0
+        while r < rows:
+            round_row(room + r * stride, x + r * xs, width, unit)
+            r += 1
+        return room
+
+    return prepare
 
 
 def _elements(v: Lanes, b: ir.IRBuilder, x: ir.Value, width: ir.Value, j: ir.Value) -> ir.Value:
@@ -236,8 +241,8 @@ def _elements(v: Lanes, b: ir.IRBuilder, x: ir.Value, width: ir.Value, j: ir.Val
     return v.first_lanes(b, b.sub(width, begun), read, v.constant(0.0))
 
 
-def halved_row(v: Lanes, b: ir.IRBuilder, to: ir.Value, x: ir.Value, width: ir.Value) -> None:
-    """Round a row to the nearest bfloat16, ties to even; NaN stays NaN."""
+def halved_row(v: Lanes, b: ir.IRBuilder, to: ir.Value, x: ir.Value, width: ir.Value, unit: ir.Value) -> None:
+    """Round a row to the nearest bfloat16, ties to even, whatever its ``unit``; NaN stays NaN."""
     narrow = ir.VectorType(ir.IntType(16), WIDTH)
 
     def rounded(j: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
@@ -302,23 +307,12 @@ class Bytes(Floats):
 
     def activations(self) -> tuple[Any, Any]:
         """As Floats.activations(): rows rounded to int8."""
-        v = self.v
-        quantise = v.intrinsic(lambda b, *operands: quantised_row(v, b, *operands), "aaaa", "")
 
         @kernel
         def prepared_stride(xs, width):  # type: ignore[no-untyped-def]
             return (((width + 15) & -16) + SCALE_BYTES + LINE - 1) & -LINE
 
-        @kernel
-        def prepare(room, x, xs, width, unit, rows):  # type: ignore[no-untyped-def]
-            stride = prepared_stride(xs, width)
-            r = 0
-            while r < rows:
-                quantise(room + r * stride, x + r * xs, width, unit)
-                r += 1
-            return room
-
-        return prepare, prepared_stride
+        return rounding_rows(self.v, quantised_row, prepared_stride), prepared_stride
 
     def part_bytes(self, vectors: int) -> Any:
         """As Floats.part_bytes()."""
