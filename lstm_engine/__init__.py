@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import (
+        BusyError,
         InputError,
         LstmEngineError,
         ModelFormatError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .generation import Sampler, generate
     from .graph import TensorSpec
     from .model import Model, load
+    from .serving import AsyncPool
     from .session import InferenceSession
     from .state import State
     from .stream import Stream
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncPool": "serving",
+    "BusyError": "errors",
     "InferenceSession": "session",
     "InputError": "errors",
     "LstmEngineError": "errors",
@@ -50,6 +54,8 @@ _HOMES = {
     "load": "model",
 }
 __all__ = [
+    "AsyncPool",
+    "BusyError",
     "InferenceSession",
     "InputError",
     "LstmEngineError",
