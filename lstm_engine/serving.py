@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .errors import BusyError, InputError, StateError, listed
+from .errors import BusyError, InputError, StateError, UnsupportedModelError, listed
 from .feeds import converted
 from .graph import TensorSpec
 from .model import Model
@@ -72,6 +72,8 @@ class AsyncPool:
         if faults:
             raise InputError(listed("AsyncPool", faults))
         self.pool: StreamPool = model.pool() if isinstance(model, Model) else model
+        if faults := [f"'{spec}' may be of any size" for spec in self.pool.inputs if None in (spec.shape or ())]:
+            raise UnsupportedModelError(listed("AsyncPool: rows of a batch are of one size", faults))
         self._max_batch, self._max_delay = max_batch, max_delay
         self._max_waiting = math.inf if max_waiting is None else max_waiting
         self._streams: set[AsyncStream] = set()  # the open ones
@@ -355,7 +357,7 @@ Feeds = Mapping[str, np.ndarray]
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A step, of ``feeds``, or an ``act`` between batches, and who waits for it. ``due``: when to go without company."""
+    """A step, of ``feeds``, or an ``act`` between batches; who waits for it; ``due``: when to go without company."""
 
     future: asyncio.Future[Any]
     due: float
@@ -413,4 +415,4 @@ def _stacked(specs: Sequence[TensorSpec], feeds: Sequence[Feeds]) -> dict[str, n
 
 def _shape(spec: TensorSpec) -> tuple[int, ...]:
     """Of one stream's row."""
-    return tuple(int(size) for size in spec.shape or () if size is not None)
+    return tuple(map(int, spec.shape or ()))  # type: ignore[arg-type]
