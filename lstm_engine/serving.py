@@ -150,7 +150,7 @@ class AsyncPool:
                 self._ready.appendleft(stream)
             else:
                 self._ready.append(stream)
-        if feeds is None or len(self._ready) == 1 or self._complete():
+        if not self._sign.is_set() and (feeds is None or len(self._ready) == 1 or self._complete()):
             self._sign.set()
         return request.future
 
@@ -375,17 +375,18 @@ class _Request:
 
 def _checked(specs: Sequence[TensorSpec], x: Any) -> dict[str, np.ndarray]:
     """A stream's feeds of one step, right in dtype and shape."""
-    named = x if isinstance(x, Mapping) else {specs[0].name: x} if len(specs) == 1 else None
+    if len(specs) == 1 and not isinstance(x, Mapping):
+        return {specs[0].name: _fitted(specs[0], x)}
     names = [spec.name for spec in specs]
-    if named is None:
+    if not isinstance(x, Mapping):
         raise InputError(f"step: expected {{name: array}} for inputs {', '.join(names)}, got {type(x).__name__}")
-    faults = [f"'{name}' is not an input of a step" for name in named if name not in names]
-    faults += [f"'{spec}' is missing" for spec in specs if spec.name not in named and not spec.optional]
+    faults = [f"'{name}' is not an input of a step" for name in x if name not in names]
+    faults += [f"'{spec}' is missing" for spec in specs if spec.name not in x and not spec.optional]
     arrays = {}
     for spec in specs:
-        if spec.name in named:
+        if spec.name in x:
             try:
-                arrays[spec.name] = _fitted(spec, named[spec.name])
+                arrays[spec.name] = _fitted(spec, x[spec.name])
             except InputError as fault:
                 faults.append(str(fault))
     if faults:
@@ -394,11 +395,11 @@ def _checked(specs: Sequence[TensorSpec], x: Any) -> dict[str, np.ndarray]:
 
 
 def _fitted(spec: TensorSpec, value: Any) -> np.ndarray:
-    array, shape = converted(spec, value), _shape(spec)
+    array, shape = converted(spec, value), spec.shape or ()
     if array.shape == shape:
         return array
     if array.ndim == 0 and all(size == 1 for size in shape):
-        return array.reshape(shape)
+        return array.reshape((1,) * len(shape))
     raise InputError(f"'{spec}': expected shape {list(shape)}, got {list(array.shape)}")
 
 
@@ -406,13 +407,9 @@ def _stacked(specs: Sequence[TensorSpec], feeds: Sequence[Feeds]) -> dict[str, n
     """The feeds of a batch, a row a stream; what a stream leaves out is zeros."""
     stacked = {}
     for spec in specs:
-        stacked[spec.name] = rows = np.zeros((len(feeds), *_shape(spec)), spec.dtype)
+        shape = len(feeds), *map(int, spec.shape or ())  # type: ignore[arg-type]  # (none is of any size)
+        stacked[spec.name] = rows = np.zeros(shape, spec.dtype)
         for k, feed in enumerate(feeds):
             if spec.name in feed:
                 rows[k] = feed[spec.name]
     return stacked
-
-
-def _shape(spec: TensorSpec) -> tuple[int, ...]:
-    """Of one stream's row."""
-    return tuple(map(int, spec.shape or ()))  # type: ignore[arg-type]
