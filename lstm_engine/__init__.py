@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .generation import Sampler, generate
     from .graph import TensorSpec
     from .model import Model, load
+    from .pool import StreamPool
     from .serving import AsyncPool
     from .session import InferenceSession
     from .state import State
@@ -46,6 +47,7 @@ _HOMES = {
     "State": "state",
     "StateError": "errors",
     "Stream": "stream",
+    "StreamPool": "pool",
     "StreamingError": "errors",
     "TargetError": "errors",
     "TensorSpec": "graph",
@@ -65,6 +67,7 @@ __all__ = [
     "State",
     "StateError",
     "Stream",
+    "StreamPool",
     "StreamingError",
     "TargetError",
     "TensorSpec",

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from .errors import InputError, listed
-from .graph import Graph, TensorSpec
+from .graph import Graph, Shape, TensorSpec
 
 #: Floats that NumPy itself does not have (the package ml_dtypes has them), by name.
 EXTENDED_FLOATS: Final = frozenset({"bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"})
@@ -57,6 +57,23 @@ def converted(spec: TensorSpec, value: Any) -> np.ndarray:
     return result
 
 
+def step_feeds(subject: str, specs: Sequence[TensorSpec], x: Any) -> Mapping[str, Any]:
+    """What a step of these inputs is given, as {name: value}; what may be left out may be missing.
+
+    Raises InputError for names that are no inputs, and inputs that are missing.
+    """
+    if len(specs) == 1 and not isinstance(x, Mapping):
+        return {specs[0].name: x}
+    names = [spec.name for spec in specs]
+    if not isinstance(x, Mapping):
+        raise InputError(f"{subject}: expected {{name: array}} for inputs {', '.join(names)}, got {described(x)}")
+    faults = [f"'{name}' is not an input of a step" for name in x if name not in names]
+    faults += [f"'{spec}' is missing" for spec in specs if spec.name not in x and not spec.optional]
+    if faults:
+        raise InputError(listed(f"{subject} (inputs: {'; '.join(map(str, specs))})", faults))
+    return x
+
+
 def shape_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Ranks and sizes that are not the declared ones."""
     faults = []
@@ -85,3 +102,34 @@ def name_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -
                 if known != size:
                     faults.append(f"'{spec}': {dim} is {size} here but {known} in '{where}'")
     return faults
+
+
+def described(value: Any) -> str:
+    """What a value is, for messages."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return "nothing" if value is None else type(value).__name__
+
+
+def fits(wanted: Shape, got: tuple[int, ...]) -> bool:
+    """Whether a shape is the one wanted; None: any size."""
+    return len(wanted) == len(got) and all(w is None or w == g for w, g in zip(wanted, got, strict=True))
+
+
+def shown(shape: Shape) -> str:
+    """A shape for messages."""
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def rows_of(spec: TensorSpec, value: Any, n: int) -> np.ndarray:
+    """A row for each of n slots, C-contiguous and in the input's dtype; zeros for None.
+
+    Raises InputError for another shape or kind of numbers.
+    """
+    shape = (n, *(spec.shape or ()))
+    if value is None:
+        return np.zeros([size if isinstance(size, int) else 0 for size in shape], spec.dtype)
+    array = converted(spec, value)
+    if not fits(shape, array.shape):
+        raise InputError(f"'{spec}': expected shape {shown(shape)}, got {list(array.shape)}")
+    return np.ascontiguousarray(array)

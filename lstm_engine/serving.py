@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .errors import BusyError, InputError, StateError, UnsupportedModelError, listed
-from .feeds import converted
+from .feeds import converted, shown, step_feeds
 from .graph import TensorSpec
 from .model import Model
 
@@ -373,24 +373,17 @@ class _Request:
             self.future.set_result(outcome)
 
 
-def _checked(specs: Sequence[TensorSpec], x: Any) -> dict[str, np.ndarray]:
+def _checked(specs: Sequence[TensorSpec], x: Any) -> Feeds:
     """A stream's feeds of one step, right in dtype and shape."""
-    if len(specs) == 1 and not isinstance(x, Mapping):
-        return {specs[0].name: _fitted(specs[0], x)}
-    names = [spec.name for spec in specs]
-    if not isinstance(x, Mapping):
-        raise InputError(f"step: expected {{name: array}} for inputs {', '.join(names)}, got {type(x).__name__}")
-    faults = [f"'{name}' is not an input of a step" for name in x if name not in names]
-    faults += [f"'{spec}' is missing" for spec in specs if spec.name not in x and not spec.optional]
-    arrays = {}
+    named, arrays, faults = step_feeds("step", specs, x), {}, []
     for spec in specs:
-        if spec.name in x:
+        if spec.name in named:
             try:
-                arrays[spec.name] = _fitted(spec, x[spec.name])
+                arrays[spec.name] = _fitted(spec, named[spec.name])
             except InputError as fault:
                 faults.append(str(fault))
     if faults:
-        raise InputError(listed(f"step (inputs: {'; '.join(map(str, specs))})", faults))
+        raise InputError(listed("step", faults))
     return arrays
 
 
@@ -400,7 +393,7 @@ def _fitted(spec: TensorSpec, value: Any) -> np.ndarray:
         return array
     if array.ndim == 0 and all(size == 1 for size in shape):
         return array.reshape((1,) * len(shape))
-    raise InputError(f"'{spec}': expected shape {list(shape)}, got {list(array.shape)}")
+    raise InputError(f"'{spec}': expected shape {shown(shape)}, got {list(array.shape)}")
 
 
 def _stacked(specs: Sequence[TensorSpec], feeds: Sequence[Feeds]) -> dict[str, np.ndarray]:
