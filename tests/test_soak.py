@@ -252,10 +252,10 @@ def resident() -> int:
 def test_a_pool_in_use(case: NetCase, precision: str) -> None:
     soak = Soak(replace(case, precision=precision), seed=1)
     for _ in range(4):
-        soak.run(4_000)
+        soak.run(25_000)
         soak.check_states()
-    assert soak.compared > 1_000
-    assert soak.refused > 5
+    assert soak.compared > 10_000
+    assert soak.refused > 100
     soak.end()
 
 
