@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .graph import TensorSpec
     from .model import Model, load
     from .pool import StreamPool
-    from .serving import AsyncPool
+    from .serving import AsyncPool, AsyncStream
     from .session import InferenceSession
     from .state import State
     from .stream import Stream
@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncPool": "serving",
+    "AsyncStream": "serving",
     "BusyError": "errors",
     "InferenceSession": "session",
     "InputError": "errors",
@@ -57,6 +58,7 @@ _HOMES = {
 }
 __all__ = [
     "AsyncPool",
+    "AsyncStream",
     "BusyError",
     "InferenceSession",
     "InputError",

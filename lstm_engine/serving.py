@@ -110,6 +110,7 @@ class AsyncPool:
 
     async def open(self) -> AsyncStream:
         """A new stream, at its initial state. Close it, or use it in ``async with``, to give its slot back."""
+        self._check_usable()
         stream = AsyncStream(self)
         return await self._born(stream, stream, self.pool.open)
 
@@ -128,24 +129,27 @@ class AsyncPool:
             raise
         return stream
 
+    def _check_usable(self) -> None:
+        """Raises StateError outside the block, or in another event loop."""
+        if self._task is None or self._ended:
+            raise StateError(_ENDED if self._ended else "AsyncPool: use it in `async with`")
+        if asyncio.get_running_loop() is not self._loop:
+            raise StateError("AsyncPool: it belongs to another event loop")
+
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _put(
         self, stream: AsyncStream, feeds: Feeds | None = None, act: Callable[[], Any] | None = None
     ) -> asyncio.Future[Any]:
         """Have a request wait for its turn."""
-        if self._task is None or self._ended:
-            raise StateError(_ENDED if self._ended else "AsyncPool: use it in `async with`")
-        if asyncio.get_running_loop() is not self._loop:
-            raise StateError("AsyncPool: it belongs to another event loop")
         if feeds is not None and self._waiting >= self._max_waiting:
             raise BusyError(f"AsyncPool: {self._waiting} steps wait already (max_waiting); try again later")
         self._waiting += feeds is not None
         now = self._loop.time()
         request = _Request(self._loop.create_future(), now if feeds is None else now + self._max_delay, feeds, act)
-        stream.queue.append(request)
-        if not stream.busy:
-            stream.busy = True
+        stream._queue.append(request)
+        if not stream._busy:
+            stream._busy = True
             if feeds is None:
                 self._ready.appendleft(stream)
             else:
@@ -162,10 +166,12 @@ class AsyncPool:
 
     async def _gather(self) -> None:
         try:
-            while not self._ended:
+            while True:
                 await self._company()
+                if self._ended:
+                    break
                 self._take()
-                if self._batch and not self._ended:
+                if self._batch:
                     await self._step()
         finally:  # without waiting, since the loop may be at its end
             self._ended = True
@@ -177,7 +183,7 @@ class AsyncPool:
         await asyncio.sleep(0)  # those whose steps have just ended may have more
         if not self._ready:
             await self._signed()
-        due = self._ready[0].queue[0].due if self._ready else 0.0
+        due = self._ready[0]._queue[0].due if self._ready else 0.0
         if not self._complete() and self._loop.time() < due:
             timer = self._loop.call_at(due, self._sign.set)
             await self._signed()
@@ -198,12 +204,12 @@ class AsyncPool:
             if request is not None:
                 self._batch.append((stream, request))
             else:
-                stream.busy = False
+                stream._busy = False
 
     def _next_step(self, stream: AsyncStream) -> _Request | None:
         """A stream's next step that nobody has cancelled; what is asked for before it is done at once."""
-        while stream.queue:
-            request = stream.queue.popleft()
+        while stream._queue:
+            request = stream._queue.popleft()
             self._waiting -= request.feeds is not None
             if request.future.cancelled():
                 continue
@@ -226,8 +232,8 @@ class AsyncPool:
         for (stream, request), row in zip(self._batch, rows, strict=True):
             stream.steps += not isinstance(row, Exception)
             request.settle(row)
-            stream.busy = bool(stream.queue)
-            if stream.busy:
+            stream._busy = bool(stream._queue)
+            if stream._busy:
                 self._ready.append(stream)
         self._batch = []
 
@@ -251,9 +257,9 @@ class AsyncPool:
         """Nobody waits any longer, no slot stays open."""
         for stream, request in self._batch:
             request.settle(StateError(_ENDED))
-            stream.fail(_ENDED)
+            stream._fail(_ENDED)
         for stream in (*self._ready, *self._streams):
-            stream.fail(_ENDED)
+            stream._fail(_ENDED)
         for stream in self._streams:
             stream.closed = True
             self.pool.close(stream.slot)
@@ -269,15 +275,15 @@ class AsyncStream:
     ``steps`` counts those that have run, and is settled when a later call (``await stream.state()``, say) returns.
     """
 
-    __slots__ = ("busy", "closed", "pool", "queue", "slot", "steps")
+    __slots__ = ("_busy", "_queue", "closed", "pool", "slot", "steps")
 
     def __init__(self, pool: AsyncPool) -> None:
         self.pool = pool
         self.slot = -1
         self.steps = 0  # that have run, in this stream or before it was forked
         self.closed = False
-        self.queue: deque[_Request] = deque()
-        self.busy = False  # in the pool's line, or in the batch that runs
+        self._queue: deque[_Request] = deque()
+        self._busy = False  # in the pool's line, or in the batch that runs
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -328,7 +334,7 @@ class AsyncStream:
 
     def _close(self) -> asyncio.Future[Any]:
         self.closed = True
-        self.pool._waiting -= self.fail("stream: it has been closed")
+        self.pool._waiting -= self._fail("stream: it has been closed")
         return self.pool._put(self, act=self._closed)
 
     def _closed(self) -> None:
@@ -338,17 +344,18 @@ class AsyncStream:
     def _check_open(self) -> None:
         if self.closed:
             raise StateError("stream: it is closed; open another")
+        self.pool._check_usable()
 
     async def _do(self, act: Callable[[], Any]) -> Any:
         self._check_open()
         return await self.pool._put(self, act=act)
 
-    def fail(self, why: str) -> int:
+    def _fail(self, why: str) -> int:
         """Nothing waits any longer; how many steps did."""
-        for request in self.queue:
+        for request in self._queue:
             request.settle(StateError(why))
-        steps = sum(request.feeds is not None for request in self.queue)
-        self.queue.clear()
+        steps = sum(request.feeds is not None for request in self._queue)
+        self._queue.clear()
         return steps
 
 

@@ -393,7 +393,7 @@ def test_a_client_may_be_cancelled_at_any_point(hop: float, monkeypatch: pytest.
                 assert len(pool) == len(pool.pool) == 1
                 point += 1 if point < 60 else point // 8
         assert finished == [7]
-        assert point > 15
+        assert point > 8
 
     with nothing_unheard():
         run(main())
@@ -539,6 +539,28 @@ def test_leaving_lets_the_batch_end_and_fails_what_waits(held: Held) -> None:
                 await call
         with pytest.raises(le.StateError, match="entered before"):
             await pool.__aenter__()
+
+    with nothing_unheard():
+        run(main())
+
+
+def test_what_is_asked_while_the_pool_closes_is_refused(held: Held) -> None:
+    async def main() -> None:
+        pool = await AsyncPool(held, max_delay=LONG).__aenter__()
+        a, _idle = await pool.open(), await pool.open()
+        x, *_ = rows(READINGS, 1)
+        waiting = asyncio.ensure_future(a.step(x))
+        await turns()
+        leaving = asyncio.ensure_future(pool.__aexit__())
+        await asyncio.sleep(0)  # told, but not yet done
+        assert len(pool) == 2
+        for call in (a.close(), a.step(x), a.fork(), pool.open()):
+            with pytest.raises(le.StateError, match="it is closed"):
+                await call
+        await leaving
+        with pytest.raises(le.StateError, match="it is closed"):
+            await waiting
+        assert not held.batches
 
     with nothing_unheard():
         run(main())
