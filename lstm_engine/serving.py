@@ -255,9 +255,8 @@ class AsyncPool:
 
     def _end(self) -> None:
         """Nobody waits any longer, no slot stays open."""
-        for stream, request in self._batch:
+        for _, request in self._batch:
             request.settle(StateError(_ENDED))
-            stream._fail(_ENDED)
         for stream in (*self._ready, *self._streams):
             stream._fail(_ENDED)
         for stream in self._streams:

@@ -181,6 +181,7 @@ def test_several_inputs_and_outputs() -> None:
             for got, x in zip(results, fed, strict=True):
                 expected = model.stream().step({name: value[None] for name, value in x.items()})
                 assert_same_bits(got, {name: value[0] for name, value in expected.items()})
+                assert all(y.base is None for y in got.values())
             with pytest.raises(le.InputError, match=r"'b.*missing"):
                 await streams[0].step({"a": np.zeros(3)})
             with pytest.raises(le.InputError, match=r"expected \{name: array\}"):
@@ -262,6 +263,28 @@ def test_what_is_no_step_waits_for_nobody() -> None:
             for _ in range(3):
                 await a.state()
                 await (await b.fork()).close()
+            step = asyncio.ensure_future(a.step(rows(READINGS, 1)[0]))
+            await asyncio.ensure_future(b.state())  # nor for that step, which came before it
+            await step
+
+    run(main())
+
+
+def test_the_loop_lives_on_while_steps_keep_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that run on the loop's own thread let others have their turn between any two."""
+    monkeypatch.setattr(serving, "HOP", 1e9)
+
+    async def main() -> None:
+        async with AsyncPool(model_of(READINGS)) as pool:
+            stream = await pool.open()
+            xs = rows(READINGS, 100)
+            await stream.step(xs[0])
+            steps = asyncio.gather(*(stream.step(x) for x in xs))
+            seen = []
+            while not steps.done():
+                seen.append(stream.steps)
+                await asyncio.sleep(0)
+            assert len(set(seen)) >= 100
 
     run(main())
 
@@ -615,6 +638,25 @@ def test_a_loop_that_ends_leaves_nothing_behind(held: Held) -> None:
         assert all(task.done() for task in lost)
         assert len(held) == 0
         assert not pool_threads()
+
+
+def test_a_gathering_task_that_is_cancelled_ends_the_pool(held: Held) -> None:
+    async def main() -> None:
+        async with AsyncPool(held) as pool:
+            a, b = await pool.open(), await pool.open()
+            x, *_ = rows(READINGS, 1)
+            steps = [asyncio.ensure_future(stream.step(x)) for stream in (a, b, b)]
+            await until(lambda: len(held.batches) == 1)
+            (task,) = (task for task in asyncio.all_tasks() if task.get_name() == "lstm_engine pool")
+            task.cancel()
+            threading.Timer(0.02, held.let).start()
+            for result in await asyncio.gather(*steps, return_exceptions=True):
+                assert isinstance(result, le.StateError)
+            with pytest.raises(le.StateError, match="closed"):
+                await a.step(x)
+
+    with nothing_unheard():
+        run(main())
 
 
 def test_it_belongs_to_one_loop_and_one_block() -> None:
