@@ -259,7 +259,7 @@ def test_a_step_waits_for_company_no_longer_than_it_may() -> None:
 def test_what_is_no_step_waits_for_nobody() -> None:
     async def main() -> None:
         async with AsyncPool(model_of(READINGS), max_delay=LONG) as pool:
-            a, b = await pool.open(), await pool.open()
+            a, b, _idle = [await pool.open() for _ in range(3)]
             for _ in range(3):
                 await a.state()
                 await (await b.fork()).close()
