@@ -20,6 +20,7 @@ from .workloads import WORKLOADS
 
 FRESH: Final = "lstm_engine_fresh"
 ONE: Final = "lstm_engine_one"
+LONE: Final = "lstm_engine_lone"
 ORT: Final = "onnxruntime*"
 VINO: Final = "openvino"
 FRESH_COST: Final = 0.35e-6  # seconds of a fresh result
@@ -35,6 +36,9 @@ BATCH_BFLOAT16: Final = {256: 1.5, 512: 1.3}
 STACKS: Final = ("2x128", "3x256", "3x480", "6x320")
 #: To our one thread; the fastest other's two threads are to be a tenth slower in each.
 SEQUENCE_THREADS: Final = {"sequence-h256-b1": 1.3, "sequence-h512-b1": 1.2, "sequence-h256-b16": 1.3}
+#: 256 of 10,000 streams in one call, to as many steps of lone ones; and to onnxruntime, states carried by hand.
+STREAMS: Final = {"streams-h128-b256": 2.2, "streams-h128-b256-t2": 4}
+STREAMS_AHEAD: Final = 1.15
 BUSY_MEAN, BUSY_MEDIAN, PACED = 1.1, 1.3, 1.05
 TIE: Final = 1.02  # what counts as not slower: medians of equal code differ by as much
 
@@ -160,6 +164,9 @@ def goals(rows: Rows) -> Iterator[Goal]:
     for name, factor in SEQUENCE_THREADS.items():
         yield _threads(name, factor)
         yield _ahead(f"{name}-t2", 1.1)
+    for name, factor in STREAMS.items():
+        yield _ahead_of_ourselves(name, factor, LONE, "lone streams on one thread")
+        yield _ahead(name, STREAMS_AHEAD, ORT, "onnxruntime")
     yield from _special_goals()
     for name, row in rows.items():
         if row["kind"] == "zoo" and fastest_peer(row, ORT) is not None:
@@ -194,13 +201,17 @@ def _ahead(name: str, factor: float, pattern: str = "*", whom: str = "the fastes
 
 
 def _threads(name: str, factor: float) -> Goal:
-    row = f"{name}-t2"
+    return _ahead_of_ourselves(f"{name}-t2", factor, ONE, "our one thread")
+
+
+def _ahead_of_ourselves(row: str, factor: float, engine: str, words: str) -> Goal:
+    """Against another way to use this engine, in the same rounds."""
     return Goal(
         row,
-        f"{factor:g} times as fast as our one thread",
+        f"{factor:g} times as fast as {words}",
         factor,
-        partial(_of_threads, name=row, figure="ratio"),
-        other=lambda rows: _median(_row(rows, row), ONE),
+        lambda rows: _beside(_row(rows, row), engine, "ratio"),
+        other=lambda rows: _median(_row(rows, row), engine),
     )
 
 

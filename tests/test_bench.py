@@ -46,6 +46,7 @@ _ALL = frozenset(TINY)
 SERVED = {
     "lstm_engine": _ALL,
     "lstm_engine_fresh": {"step", "stack", "streams", "gru step", "character", "speech"},
+    "lstm_engine_lone": {"streams"},
     "onnxruntime": _ALL,
     "onnxruntime_bound": _ALL,
     "openvino": _ALL,
