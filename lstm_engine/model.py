@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from .errors import InputError, LstmEngineError, ModelFormatError, UnsupportedMo
 from .feeds import bind_constants, converted, name_faults, shape_faults
 from .formats import read
 from .graph import Graph, Node
+from .locks import Lock
 from .passes.check import check
 from .passes.cut import cut, resolved
 from .passes.modernise import modernise
@@ -125,7 +125,7 @@ class Model:
         self._sole = required[0] if len(required) == 1 else None
         self._dtypes = tuple((spec.name, np.dtype(spec.dtype)) for spec in graph.inputs)
         self._streamables: dict[Any, Streamable] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._states: tuple[tuple[str, str], ...] | None = None
         self._fingerprint: str | None = None
         if self._declared:
