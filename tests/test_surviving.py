@@ -187,7 +187,7 @@ def hold():
         begun.set()
         ended.wait()
 
-thread = threading.Thread(target=hold)
+thread = threading.Thread(target=hold, daemon=True)
 thread.start()
 begun.wait()
 child = os.fork()
@@ -230,7 +230,7 @@ def lower():
     except BaseException as fault:
         faults.append(fault)
 
-threads = [threading.Thread(target=lower) for _ in range(2)]
+threads = [threading.Thread(target=lower, daemon=True) for _ in range(2)]
 for thread in threads: thread.start()
 for turn in range(25):
     child = os.fork()
