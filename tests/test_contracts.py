@@ -120,6 +120,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "pool": {*_VALUES, "engine", "images", "passes", "program", "state"},
     "trace": {*_VALUES, "engine", "images", "passes", "program", "state"},
 }
+MAY_IMPORT["many"] = {*_VALUES, "passes", "program"}
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
 MAY_IMPORT["program"] |= {"precision"}
