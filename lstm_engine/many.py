@@ -57,7 +57,7 @@ class Arrangement:
         arrays = {name: value for name in axes if (value := _as_array(feeds[name])) is not None}
         if not axes or any(name not in arrays or arrays[name].ndim != self.ranks[name] - 1 for name in axes):
             return feeds, False
-        return {**feeds, **{name: np.expand_dims(arrays[name], axis) for name, axis in axes.items()}}, True
+        return {**feeds, **{name: arrays[name][(slice(None),) * axis + (None,)] for name, axis in axes.items()}}, True
 
     def kind(self, feeds: Arrays) -> Hashable:
         """What sequences have in common that may be rows of one call; None: this one goes alone."""
@@ -190,6 +190,7 @@ class _Window:
         self.batch, self.ahead = batch, ahead
         self.items: deque[_Item] = deque()
         self.alike: dict[Hashable, deque[_Item]] = {}  # those still to be run, by kind
+        self.known: dict[Hashable, Hashable] = {}  # the kind of arrays that need no checking, by their forms
         self.seen = 0
 
     def results(self, total: int | None, progress: Progress | None) -> Iterator[Arrays]:
@@ -232,15 +233,31 @@ class _Window:
         """Check a sequence, and lay it with those that are alike."""
         try:
             feeds, item.lean = self.arrangement.completed(self.calls.named(sequence))
-            item.feeds = self.calls.checked(feeds)
+            form = _form(feeds)
+            kind = self.known.get(form)
+            if kind is None:
+                item.feeds = self.calls.checked(feeds)
+                kind = self.arrangement.kind(item.feeds)
+                self._remember(form, kind, feeds, item.feeds)
+            else:
+                item.feeds = dict(feeds)
         except LstmEngineError as fault:
             item.fault = _located(item, fault)
             return
         if self.copies:
             item.feeds = {name: np.array(array) for name, array in item.feeds.items()}
-        kind = self.arrangement.kind(item.feeds)
         key = ("alone", item.index) if kind is None else (item.lean, kind)
         self.alike.setdefault(key, deque()).append(item)
+
+    def _remember(self, form: Hashable, kind: Hashable, feeds: Mapping[str, Any], checked: Arrays) -> None:
+        """The next arrays of this form are taken as they are, if these are and all rows may have others."""
+        if form is None or kind is None or any(checked[name] is not feeds[name] for name in feeds):
+            return
+        assert self.arrangement.rows is not None
+        if all(self.arrangement.rows.inputs[name] is not None for name in feeds):
+            if len(self.known) >= self.ahead:
+                self.known.clear()
+            self.known[form] = kind
 
     def _run_with(self, oldest: _Item) -> None:
         """Run the oldest sequence, with as many that are alike as are worth a program of their own."""
@@ -269,6 +286,13 @@ class _Window:
             single = len(group) == 1 and not item.lean
             item.results = results if single else self.arrangement.row(results, row, item.lean)
             item.feeds = {}
+
+
+def _form(feeds: Mapping[str, Any]) -> Hashable:
+    """Names, types and shapes of arrays; None where not all are."""
+    if any(value.__class__ is not np.ndarray for value in feeds.values()):
+        return None
+    return tuple((name, array.dtype, array.shape) for name, array in feeds.items())
 
 
 def _located(item: _Item, fault: LstmEngineError) -> LstmEngineError:

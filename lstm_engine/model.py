@@ -42,7 +42,7 @@ Path = str | os.PathLike[str]
 PRECISIONS_ASKED: Final = ("float32", "bfloat16", "int8")
 _MOST_PROGRAMS: Final = 16  # kept at a time, least recently used first to go
 _MOST_RUNNERS: Final = 4  # idle arenas kept a program
-_MOST_CALLS: Final = 64  # prepared calls kept; all go when there are more
+_MOST_CALLS: Final = 256  # prepared calls kept; all go when there are more
 
 
 def load(
@@ -198,7 +198,7 @@ class Model:
         sequences: Iterable[Any],
         outputs: Sequence[str] | None = None,
         *,
-        batch: int = 64,
+        batch: int = 32,
         ahead: int = 1024,
         progress: Callable[[int, int | None], object] | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
