@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .generation import Sampler, generate
     from .graph import TensorSpec
     from .model import Model, load
+    from .pool import StreamPool
     from .session import InferenceSession
     from .state import State
     from .stream import Stream
@@ -42,6 +43,7 @@ _HOMES = {
     "State": "state",
     "StateError": "errors",
     "Stream": "stream",
+    "StreamPool": "pool",
     "StreamingError": "errors",
     "TargetError": "errors",
     "TensorSpec": "graph",
@@ -59,6 +61,7 @@ __all__ = [
     "State",
     "StateError",
     "Stream",
+    "StreamPool",
     "StreamingError",
     "TargetError",
     "TensorSpec",
