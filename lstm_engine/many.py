@@ -14,20 +14,20 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from .errors import InputError, LstmEngineError
-from .graph import Graph
+from .errors import InputError, LstmEngineError, UnsupportedModelError
+from .graph import Graph, TensorSpec
 from .passes.causality import EXACT
 from .passes.rows import Rows, rows_apart, rows_of
-from .passes.shapes import specialise
+from .passes.shapes import Specialised, specialise
 from .program.packing import Store
 from .program.plan import lower_run
 from .program.program import Means
-from .program.streaming import branched, probe
+from .program.streaming import Probe, branched, probe
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 Progress: TypeAlias = Callable[[int, int | None], object]
 
-_OTHER_ROWS: Final = 5  # a second batch: probe + this
+_MORE_ROWS: Final = 53  # no probe's size
 
 
 @dataclass(frozen=True)
@@ -90,22 +90,34 @@ def _analysed(graph: Graph) -> tuple[Rows | None, bool]:
     try:
         probed = probe(graph, 1)
         rows = rows_of(probed.graph, probed.known)
-        if rows is None or any(
-            isinstance((spec.shape or ())[axis], int)
-            for spec in graph.inputs
-            if (axis := rows.inputs[spec.name]) is not None
-        ):
+        if rows is None or any(isinstance((spec.shape or ())[axis], int) for spec, axis in _batched(graph, rows)):
             return None, False
-        larger = {
-            name: tuple(size + _OTHER_ROWS * (index == rows.inputs[name]) for index, size in enumerate(shape))
-            for name, shape in probed.shapes.items()
-        }
-        other = branched(graph, larger).graph
-        if other is not probed.graph and other.nodes != probed.graph.nodes:
-            return rows, False
-        return rows, rows_apart(probed.graph, probed.known, specialise(other, larger))
-    except LstmEngineError:  # no shapes were found that it takes: each call will say what it says
+        single, more = (_of_rows(graph, probed, rows, count) for count in (1, _MORE_ROWS))
+        if any(single.shapes[name][axis] != 1 for name, axis in rows.outputs.items()):
+            return None, False
+        return rows, rows_apart(probed.graph, probed.known, [single, more])
+    except (LstmEngineError, IndexError):  # no such shapes, or a network of its own for one row: each goes as it is
         return None, False
+
+
+def _batched(graph: Graph, rows: Rows) -> Iterator[tuple[TensorSpec, int]]:
+    """The inputs that have a batch axis, and that axis."""
+    return ((spec, axis) for spec in graph.inputs if (axis := rows.inputs[spec.name]) is not None)
+
+
+def _of_rows(graph: Graph, probed: Probe, rows: Rows, count: int) -> Specialised:
+    """What is known of the graph at another number of rows.
+
+    Raises UnsupportedModelError where it then takes other branches.
+    """
+    shapes = {
+        name: tuple(count if index == rows.inputs[name] else size for index, size in enumerate(shape))
+        for name, shape in probed.shapes.items()
+    }
+    other = branched(graph, shapes)
+    if other.choices != branched(graph, probed.shapes).choices:
+        raise UnsupportedModelError(f"{graph.origin}: which branch it takes depends on the number of rows")
+    return specialise(other.graph, shapes)
 
 
 def _exact(graph: Graph, store: Store, means: Means) -> bool:

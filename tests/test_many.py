@@ -175,6 +175,16 @@ def count(nodes: list[Any], arrays: Arrays) -> None:
     nodes.append(helper.make_node("Div", ["y", "float"], ["z"]))
 
 
+def lonely(nodes: list[Any], arrays: Arrays) -> None:
+    """A row by itself is another thing."""
+    arrays |= {"axis": np.array(1), "two": np.float32(2), "half": np.float32(0.5)}
+    nodes.append(helper.make_node("Shape", ["x"], ["shape"]))
+    nodes.append(helper.make_node("Gather", ["shape", "axis"], ["rows"]))
+    nodes.append(helper.make_node("Equal", ["rows", "axis"], ["single"]))
+    nodes.append(helper.make_node("Where", ["single", "two", "half"], ["factor"]))
+    nodes.append(helper.make_node("Mul", ["y", "factor"], ["z"]))
+
+
 def turned(nodes: list[Any], arrays: Arrays) -> None:
     arrays |= {"start": np.array([-1]), "end": np.array([-(2**40)]), "step": np.array([-1])}
     nodes.append(helper.make_node("Slice", ["y", "start", "end", "one", "step"], ["z"]))
@@ -197,7 +207,7 @@ def first(nodes: list[Any], arrays: Arrays) -> None:
     nodes.append(helper.make_node("Add", ["y", "row"], ["z"]))
 
 
-@pytest.mark.parametrize("act", [softmax, mean, count, turned, summed, gram, first], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("act", [softmax, mean, count, lonely, turned, summed, gram, first], ids=lambda f: f.__name__)
 def test_rows_that_meet_go_one_by_one(act: Callable[[list[Any], Arrays], None], calls: list[Arrays]) -> None:
     model, sequences = network(act), readings([4] * 6)
     expected = [model.run(x[:, None])["z"] for x in sequences]
@@ -238,6 +248,23 @@ def test_an_input_that_all_rows_share_is_theirs_who_have_the_same(calls: list[Ar
     assert len(calls) == 2
     for each, wanted in zip(got, expected, strict=True):
         assert_same_bits(each["z"], wanted)
+
+
+def test_an_input_that_may_be_of_rows_keeps_sequences_apart(calls: list[Arrays]) -> None:
+    """Its size is open, and nothing shows that it is not their number."""
+
+    def shifted(nodes: list[Any], arrays: Arrays) -> None:
+        arrays["last"] = np.array(-1)
+        nodes.append(helper.make_node("Gather", ["shift", "last"], ["own"]))
+        nodes.append(helper.make_node("Add", ["y", "own"], ["z"]))
+
+    model = network(shifted, [("shift", np.float32, ["B"])])
+    sequences = [{"x": x[:, None], "shift": np.float32([k])} for k, x in enumerate(readings([4] * 5))]
+    expected = [model.run(each)["z"] for each in sequences]
+    calls.clear()
+    for each, wanted in zip(model.run_many(sequences), expected, strict=True):
+        assert_same_bits(each["z"], wanted)
+    assert len(calls) == 5
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -5,12 +5,12 @@ Then sequences of one length are rows of one call. What is not certain to keep t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..graph import Graph, Node
+from ..graph import Graph, Node, TensorSpec
 from .axes import Roles, assign_roles
 from .causality import steps_apart
 from .shapes import Specialised
@@ -32,22 +32,29 @@ def rows_of(graph: Graph, known: Specialised) -> Rows | None:
     """The rows of a graph at shapes whose batch is larger than 1; None where they are no axis of every output's own."""
     roles = assign_roles(graph, known)
     inputs = {spec.name: roles.axis_of(spec.name, roles.batch) for spec in graph.inputs}
+    if any(axis is None and not _all_declared(spec) for spec, axis in zip(graph.inputs, inputs.values(), strict=True)):
+        return None
     outputs = {spec.name: roles.axis_of(spec.name, roles.batch) for spec in graph.outputs}
-    for name, axis in inputs.items():
-        if axis is None and any(atom in roles.batch for own in roles.axes[name] for atom in own):
-            return None
     found = {name: axis for name, axis in outputs.items() if axis is not None}
     return Rows(inputs, found) if roles.batch and len(found) == len(outputs) else None
 
 
-def rows_apart(graph: Graph, known: Specialised, other: Specialised) -> bool:
+def _all_declared(spec: TensorSpec) -> bool:
+    """Whether a file says all sizes of an input: none of them is a number of rows that was not traced."""
+    return all(isinstance(size, int) for size in spec.shape or (None,))
+
+
+def rows_apart(graph: Graph, known: Specialised, others: Sequence[Specialised]) -> bool:
     """Whether no row of any result depends on another row, nor on how many there are.
 
-    ``known``, ``other``: the graph at two sizes of its batch.
+    ``known``, ``others``: the graph at several sizes of its batch.
     """
     roles = assign_roles(graph, known)
     turned = replace(roles, time=roles.batch, batch=roles.time)
-    return all(_apart(node, known, roles, turned) and not _counts(node, known, other) for node in graph.nodes)
+    return all(
+        _apart(node, known, roles, turned) and not any(_counts(node, known, other) for other in others)
+        for node in graph.nodes
+    )
 
 
 def _apart(node: Node, known: Specialised, roles: Roles, turned: Roles) -> bool:
