@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from .allowance import Allowance, allowance, at_best
+from .crowd import CROWD
 from .measure import OURS
 from .report import fastest_peer, table, validated
 from .special import AT
@@ -40,6 +41,7 @@ SEQUENCE_THREADS: Final = {"sequence-h256-b1": 1.3, "sequence-h512-b1": 1.2, "se
 STREAMS: Final = {"streams-h128-b256": 2.2, "streams-h128-b256-t2": 4}
 STREAMS_AHEAD: Final = 1.15
 BUSY_MEAN, BUSY_MEDIAN, PACED = 1.1, 1.3, 1.05
+BUSY_MEAN, BUSY_MEDIAN, PACED, CROWD_GAIN = 1.1, 1.3, 1.05, 1.8
 TIE: Final = 1.02  # what counts as not slower: medians of equal code differ by as much
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -180,6 +182,7 @@ def _special_goals() -> Iterator[Goal]:
         yield Goal(busy, "two threads against one: median", BUSY_MEDIAN, _two_to_one(busy, "p50"), True)
         yield Goal(paced, "two threads against one: latency", PACED, _two_to_one(paced, "p50"), True)
         yield Goal(paced, "two threads against one: processor time", PACED, _two_to_one(paced, "processor"), True)
+    yield Goal("crowd-2x256-t2", f"{CROWD} Python threads against one: steps", CROWD_GAIN, _gain("crowd-2x256-t2"))
     idle = "idle-h256-t2"
     yield Goal(idle, "no processor time in a second of rest", IDLE, lambda rows: _special(rows, idle, 2)["processor"],
                True, " µs")  # fmt: skip
@@ -239,6 +242,10 @@ def _beside(row: Mapping[str, Any], engine: str, figure: str) -> float:
 
 def _two_to_one(name: str, figure: str) -> Callable[[Rows], float]:
     return lambda rows: float(_special(rows, name, 2)[figure] / _special(rows, name, 1)[figure])
+
+
+def _gain(name: str) -> Callable[[Rows], float]:
+    return lambda rows: float(_special(rows, name, 1)["gain"])
 
 
 def _special(rows: Rows, name: str, threads: int) -> Mapping[str, float]:
