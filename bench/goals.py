@@ -40,7 +40,6 @@ SEQUENCE_THREADS: Final = {"sequence-h256-b1": 1.3, "sequence-h512-b1": 1.2, "se
 #: 256 of 10,000 streams in one call, to as many steps of lone ones; and to onnxruntime, states carried by hand.
 STREAMS: Final = {"streams-h128-b256": 2.2, "streams-h128-b256-t2": 4}
 STREAMS_AHEAD: Final = 1.15
-BUSY_MEAN, BUSY_MEDIAN, PACED = 1.1, 1.3, 1.05
 BUSY_MEAN, BUSY_MEDIAN, PACED, CROWD_GAIN = 1.1, 1.3, 1.05, 1.8
 TIE: Final = 1.02  # what counts as not slower: medians of equal code differ by as much
 

@@ -596,9 +596,13 @@ class Pool(IntEnum):
     KEPT = 17  # address: room for COUNT records, to put back if the call fails; 0: it cannot
     RECORD_BYTES = 18
     BROKEN = 19  # place of the handle that is at fault
+    FORMS = (
+        20  # address: three Forms: of handles, and of the rows of the one input and the one output; first sizes free
+    )
+    ROOM = 21  # handles that a call may have: records that KEPT has room for
 
 
-POOL_WORDS: Final = 20
+POOL_WORDS: Final = 22
 PIECE_WORDS: Final = 4
 END_WORDS: Final = 3
 SLOT_BITS: Final = 32

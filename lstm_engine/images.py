@@ -39,6 +39,8 @@ _ENTRIES: Final = MappingProxyType(
         "give_up": Export("give_up", "i"),
         "run_slots": Export("run_slots", "i"),
         "run_slots_nogil": Export("run_slots", "i", nogil=True),
+        "step_slots": Export("step_slots", "iooo"),
+        "step_slots_nogil": Export("step_slots", "iooo", nogil=True),
         "serve": Export("serve", "i", nogil=True),
         "clock": Export("clock", ""),
     }
@@ -98,6 +100,11 @@ def context_entry(nogil: bool) -> Callable[[int], int]:
 def slots_entry(nogil: bool) -> Callable[[int], int]:
     """kernels.pool.run_slots()."""
     return entries().function("run_slots_nogil" if nogil else "run_slots")
+
+
+def slots_step(nogil: bool) -> Callable[[int, Any, Any, Any], int]:
+    """kernels.pool.step_slots()."""
+    return entries().function("step_slots_nogil" if nogil else "step_slots")
 
 
 def binder() -> Callable[[int, int, int, int, Any], int]:

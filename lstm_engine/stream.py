@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy import empty, ndarray
 
 from . import snapshots
-from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form
-from .engine import IN_USE, Attachment, Layout, Runner, slot_rows
+from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context
+from .engine import CONTIGUOUS, IN_USE, WRITABLE, Attachment, Layout, Runner, array_form, slot_rows
 from .errors import InputError, StateError, listed
 from .feeds import bind_constants, converted, described, fits, shown, step_feeds
 from .graph import Shape, TensorSpec
@@ -25,9 +25,6 @@ from .state import State
 
 if TYPE_CHECKING:
     from .model import Model
-
-_CONTIGUOUS: Final = 0x0001  # NumPy's array flags
-_WRITABLE: Final = 0x0401
 
 
 class Stream:
@@ -129,8 +126,8 @@ class Stream:
         )
         self._out_lean = lean_shapes[1] if lean_shapes[1] is not None else self._out_shape
         self._fresh_shape = self._out_lean
-        self._runner.forms[:FORM_WORDS] = _form(x, lean_shapes[0], _CONTIGUOUS)
-        self._runner.forms[FORM_WORDS:] = _form(y, lean_shapes[1], _WRITABLE)
+        self._runner.forms[:FORM_WORDS] = array_form(x.dtype, step_shape(x), lean_shapes[0], CONTIGUOUS)
+        self._runner.forms[FORM_WORDS:] = array_form(y.dtype, step_shape(y), lean_shapes[1], WRITABLE)
         self._single = True
         self._bind_short_way()
         nogil, address = not self._runner.tiny, self._runner.address
@@ -475,20 +472,6 @@ def step_shape(port: Port) -> tuple[int, ...]:
 def step_batch(port: Port) -> tuple[int, ...]:
     """The batch axes of one step, in row order."""
     return tuple(i - (port.time is not None and i > port.time) for i in port.batch)
-
-
-def _form(port: Port, lean: tuple[int, ...] | None, flags: int) -> np.ndarray:
-    """The words of encoding.Form for one step of a port."""
-    words = np.zeros(FORM_WORDS, np.int64)
-    shape = step_shape(port)
-    words[Form.HEADER] = object.__basicsize__
-    words[Form.TYPE], words[Form.DTYPE], words[Form.FLAGS] = id(np.ndarray), id(port.dtype), flags
-    words[Form.AXES] = len(shape)
-    words[Form.SIZES : Form.SIZES + len(shape)] = shape
-    words[Form.LEAN_AXES] = -1 if lean is None else len(lean)
-    if lean is not None:
-        words[Form.LEAN_SIZES : Form.LEAN_SIZES + len(lean)] = lean
-    return words
 
 
 def _never_fits(x: np.ndarray, out: np.ndarray) -> int:
