@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         TargetError,
         UnsupportedModelError,
     )
-    from .generation import Sampler, generate
+    from .generation import Piece, Sampler, Vocabulary, generate, stream_generate
     from .graph import TensorSpec
     from .model import Model, load
     from .session import InferenceSession
@@ -38,6 +38,7 @@ _HOMES = {
     "LstmEngineError": "errors",
     "Model": "model",
     "ModelFormatError": "errors",
+    "Piece": "generation",
     "Sampler": "generation",
     "State": "state",
     "StateError": "errors",
@@ -46,8 +47,10 @@ _HOMES = {
     "TargetError": "errors",
     "TensorSpec": "graph",
     "UnsupportedModelError": "errors",
+    "Vocabulary": "generation",
     "generate": "generation",
     "load": "model",
+    "stream_generate": "generation",
 }
 __all__ = [
     "InferenceSession",
@@ -55,6 +58,7 @@ __all__ = [
     "LstmEngineError",
     "Model",
     "ModelFormatError",
+    "Piece",
     "Sampler",
     "State",
     "StateError",
@@ -63,9 +67,11 @@ __all__ = [
     "TargetError",
     "TensorSpec",
     "UnsupportedModelError",
+    "Vocabulary",
     "__version__",
     "generate",
     "load",
+    "stream_generate",
 ]
 
 

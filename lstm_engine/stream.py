@@ -140,6 +140,11 @@ class Stream:
             self._scalar = whole if x.dtype.kind in "iu" else (float, np.floating, *whole)
             self._box = np.zeros(lean_shapes[0] if lean_shapes[0] is not None else _step_shape(x), x.dtype)
 
+    @property
+    def short_way(self) -> Runner | None:
+        """What a step needs no more of than the addresses of its input and its output, None where it is longer."""
+        return self._runner if self._single else None
+
     def _boxed(self, x: Any) -> np.ndarray:
         """A Python number as an array, without allocating."""
         try:
