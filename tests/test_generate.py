@@ -1,4 +1,4 @@
-"""Sampling tokens: the sampler by itself, text and ids, and generating from a stream."""
+"""Generating from a stream: one token after another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from builders import make_lstm_model, make_model, make_tagger, random_weights, r
 from onnx import helper
 
 import lstm_engine as le
-from lstm_engine.generation import SplitMix64, Vocabulary, _text_until, score_meaning
+from lstm_engine.generation import Vocabulary, score_meaning
+from lstm_engine.generation.stops import text_until
 
 CHAR = Path(__file__).resolve().parents[1] / "models" / "char" / "char.onnx"
 LETTERS = ["<unk>", "<end>", *"abcdefgh \n"]
@@ -51,150 +52,6 @@ def token_model(
 @pytest.fixture(scope="module")
 def model() -> le.Model:
     return le.load(token_model())
-
-
-# --- the sampler ------------------------------------------------------------------------------------------------------
-
-
-def test_the_random_numbers_are_splitmix64s() -> None:
-    source = SplitMix64(1234567)
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    assert [source.uniform() for _ in published] == [(z >> 11) * 2.0**-53 for z in published]
-
-
-def test_temperature_0_takes_the_first_of_the_greatest() -> None:
-    sampler = le.Sampler(temperature=0)
-    assert sampler.choose(np.array([1.0, 3.0, 3.0, -np.inf])) == 1
-
-
-def test_tokens_come_as_often_as_their_probability() -> None:
-    scores = np.log([0.5, 0.25, 0.2, 0.05])
-    sampler = le.Sampler(seed=11)
-    counts = np.bincount([sampler.choose(scores) for _ in range(20_000)], minlength=4)
-    assert counts / 20_000 == pytest.approx([0.5, 0.25, 0.2, 0.05], abs=0.01)
-
-
-def test_temperature_sharpens_and_flattens() -> None:
-    scores = np.log([0.6, 0.4])
-    for temperature in (0.5, 2.0):
-        sampler = le.Sampler(temperature, seed=5)
-        part = sum(sampler.choose(scores) for _ in range(20_000)) / 20_000
-        weights = np.array([0.6, 0.4]) ** (1 / temperature)
-        assert part == pytest.approx(weights[1] / weights.sum(), abs=0.012)
-
-
-@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
-def test_temperatures_at_the_ends_of_the_range(temperature: float) -> None:
-    sampler = le.Sampler(temperature, seed=1)
-    drawn = {sampler.choose(np.array([1.0, 2.0, -np.inf], np.float32)) for _ in range(64)}
-    assert drawn == ({1} if temperature < 1 else {0, 1})
-
-
-def test_top_k_keeps_the_k_greatest_and_of_equals_the_first() -> None:
-    scores = np.array([0.0, 2.0, 1.0, 2.0, 1.0, 1.0])
-    for k, expected in ((1, {1}), (2, {1, 3}), (3, {1, 2, 3}), (4, {1, 2, 3, 4}), (99, set(range(6)))):
-        sampler = le.Sampler(top_k=k, seed=2)
-        assert {sampler.choose(scores) for _ in range(400)} == expected
-
-
-def test_top_p_keeps_the_fewest_that_reach_it() -> None:
-    scores = np.log([0.1, 0.4, 0.2, 0.3])
-    for p, expected in ((1e-9, {1}), (0.39, {1}), (0.41, {1, 3}), (0.71, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
-        sampler = le.Sampler(top_p=p, seed=2)
-        assert {sampler.choose(scores) for _ in range(400)} == expected
-
-
-def test_impossible_tokens_never_come() -> None:
-    sampler = le.Sampler(temperature=100.0, seed=3)
-    scores = np.array([-np.inf, 0.0, -np.inf, 0.0, -np.inf])
-    assert {sampler.choose(scores) for _ in range(200)} == {1, 3}
-
-
-@pytest.mark.parametrize("scores", [[], [np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
-def test_scores_that_choose_nothing_are_refused(scores: list[float]) -> None:
-    for sampler in (le.Sampler(), le.Sampler(0)):
-        with pytest.raises(le.InputError, match="no token can be chosen"):
-            sampler.choose(np.array(scores))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": -1}, {"temperature": float("nan")}, {"temperature": "hot"}, {"temperature": True},
-        {"top_k": 0}, {"top_k": 1.5}, {"top_k": True}, {"top_p": 0}, {"top_p": 1.1}, {"top_p": float("nan")},
-        {"seed": -1}, {"seed": 1 << 64}, {"seed": 1.0},
-    ],
-)  # fmt: skip
-def test_settings_out_of_range_are_named(settings: dict[str, Any]) -> None:
-    with pytest.raises(le.InputError, match=next(iter(settings))):
-        le.Sampler(**settings)
-
-
-def test_all_settings_out_of_range_are_named_at_once() -> None:
-    with pytest.raises(le.InputError, match=r"(?s)4 faults.*temperature.*top_k.*top_p.*seed"):
-        le.Sampler(-1, 0, 2, -3)
-
-
-def test_a_sampler_goes_on_from_its_state() -> None:
-    scores = np.zeros(1000)
-    sampler = le.Sampler(seed=9)
-    for _ in range(10):
-        sampler.choose(scores)
-    kept = sampler.state
-    following = [sampler.choose(scores) for _ in range(20)]
-    other = le.Sampler(seed=1)
-    other.restore(kept)
-    assert [other.choose(scores) for _ in range(20)] == following
-    for wrong in (b"", b"123456789", "12345678"):
-        with pytest.raises(le.InputError, match="8 bytes"):
-            sampler.restore(wrong)  # type: ignore[arg-type]
-
-
-def test_without_a_seed_every_sampler_is_another() -> None:
-    assert le.Sampler().state != le.Sampler().state
-
-
-# --- text and ids -----------------------------------------------------------------------------------------------------
-
-
-def test_text_becomes_ids_and_back() -> None:
-    vocabulary = Vocabulary(["?", "a", "b", "ab", "abc", "d"], unknown="?")
-    assert vocabulary.encode("abcabdbx?") == [4, 3, 5, 2, 0, 0]
-    assert vocabulary.decode([4, 3, 5]) == "abcabd"
-    with pytest.raises(le.InputError, match="0 to 5"):
-        vocabulary.text(6)
-
-
-def test_characters_are_read_one_by_one() -> None:
-    vocabulary = Vocabulary(["<doc>", "a", "ab", "<", "d", "o", "c", ">"], "character", boundary="<doc>")
-    assert vocabulary.encode("a<doc>") == [1, 3, 4, 5, 6, 7]
-
-
-def test_characters_that_no_token_stands_for_are_named() -> None:
-    vocabulary = Vocabulary(["a", "b"], "character")
-    with pytest.raises(le.InputError, match="'é', '€'"):
-        vocabulary.encode("aéb€é")
-    with pytest.raises(le.InputError, match="and 16 more"):
-        vocabulary.encode("cdefghijklmnopqrstuvwxyzab12")
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {"vocabulary": "no json"}, {"vocabulary": '{"a": 0}'}, {"vocabulary": "[1, 2]"}, {"vocabulary": "[" * 100_000},
-        {"vocabulary": '["a"]', "unknown": "?"}, {"vocabulary": '["a"]', "boundary": "."},
-    ],
-)  # fmt: skip
-def test_vocabularies_that_contradict_themselves(metadata: dict[str, str]) -> None:
-    loaded = le.load(token_model(metadata=metadata))
-    with pytest.raises(le.ModelFormatError, match="metadata"):
-        Vocabulary.of(loaded)
-
-
-def test_a_vocabulary_of_another_size_than_the_scores() -> None:
-    loaded = le.load(token_model(metadata={"vocabulary": '["a", "b"]'}))
-    with pytest.raises(le.ModelFormatError, match="2 tokens"):
-        le.generate(loaded.stream(), "a")
 
 
 # --- generating -------------------------------------------------------------------------------------------------------
@@ -318,7 +175,7 @@ def test_text_is_held_back_only_as_long_as_needed() -> None:
             taken.append(piece)
             yield piece
 
-    shown = _text_until(pieces(), ["abd", "cd"])
+    shown = text_until(pieces(), ["abd", "cd"])
     assert [(next(shown), len(taken)) for _ in range(4)] == [("x", 1), ("ab", 3), ("ac", 4), ("aba", 5)]
     assert list(shown) == ["b"]
 
@@ -386,7 +243,7 @@ def test_the_prompt_costs_one_call(model: le.Model, monkeypatch: pytest.MonkeyPa
 def test_a_long_prompt_is_read_in_pieces(model: le.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = [2 + i % 9 for i in range(101)]
     expected = greedy(model, prompt, 2)
-    monkeypatch.setattr("lstm_engine.generation._MOST_SCORES", 7 * len(LETTERS))
+    monkeypatch.setattr("lstm_engine.generation.tokens._MOST_SCORES", 7 * len(LETTERS))
     assert list(le.generate(model.stream(), prompt, max_tokens=2, sampler=le.Sampler(0), stop=())) == expected
 
 
