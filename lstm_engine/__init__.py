@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .generation import Piece, Sampler, Vocabulary, generate, stream_generate
     from .graph import TensorSpec
     from .model import Model, load
+    from .pool import StreamPool
     from .session import InferenceSession
     from .state import State
     from .stream import Stream
@@ -43,6 +44,7 @@ _HOMES = {
     "State": "state",
     "StateError": "errors",
     "Stream": "stream",
+    "StreamPool": "pool",
     "StreamingError": "errors",
     "TargetError": "errors",
     "TensorSpec": "graph",
@@ -63,6 +65,7 @@ __all__ = [
     "State",
     "StateError",
     "Stream",
+    "StreamPool",
     "StreamingError",
     "TargetError",
     "TensorSpec",

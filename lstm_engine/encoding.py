@@ -184,11 +184,19 @@ class Lstm(IntEnum):
     PRE_STAGED = 44  # scratch of nobody else: a PRE for each other part, or -1
 
 
+class Job(IntEnum):
+    """What a helper is to do."""
+
+    PLAIN = 0  # units of a step of a plain LSTM layer
+    GENERAL = 1  # of any other
+    PROJECTIONS = 2  # input projections, of ROWS rows from X to OUT
+
+
 class Share(IntEnum):
     """Words of a job for a helper: some units of one step of an LSTM layer, or of its input projections."""
 
     CODE = 0  # 0 tells it from a context
-    KIND = 1  # 0: plain cell; 1: general cell; 2: input projections, of ROWS rows from X to OUT
+    KIND = 1  # class Job
     INSTRUCTION = 2
     CONTEXT = 3
     ROWS = 4
@@ -552,10 +560,47 @@ class Port(IntEnum):
 
 PORT_WORDS: Final = 3
 MOST_AXES: Final = 8  # of an array that a Form describes
+
+
+class Pool(IntEnum):
+    """Words of a call over slots of a pool: how many rows run together, and where each keeps its state.
+
+    A record is the state of one slot. A row of the context's arena is one slot's while it runs.
+    """
+
+    CONTEXT = 0  # address: of a program of ROWS rows
+    HANDLES = 1  # address: int64[COUNT], number of times the slot was opened << 32 | slot
+    COUNT = 2
+    LENGTHS = 3  # address: int64[COUNT], steps of each, the longest first; 0: one step each
+    RECORDS = 4  # address: int64[SLOTS], of each slot's record
+    OPENED = 5  # address: int64[SLOTS], how often it was opened, negative while it is closed
+    CALLS = 6  # address: int64[SLOTS], number of the last call it took part in
+    CALL = 7  # number of this call
+    SLOTS = 8
+    ROWS = 9  # slots that run together
+    LIVE = 10  # rows that the program is set to now
+    PIECES = 11  # table of PIECE_COUNT: place in the record, place in the arena, bytes from row to row, bytes
+    PIECE_COUNT = 12
+    PATCHES = 13  # table of PATCH_COUNT: addresses of the words of the program that say how many rows
+    PATCH_COUNT = 14
+    ENDS = 15  # table of END_COUNT: address of the port's word in the context, address of the array, bytes of a row
+    END_COUNT = 16
+    KEPT = 17  # address: room for COUNT records, to put back if the call fails; 0: it cannot
+    RECORD_BYTES = 18
+    BROKEN = 19  # place of the handle that is at fault
+
+
+POOL_WORDS: Final = 20
+PIECE_WORDS: Final = 4
+END_WORDS: Final = 3
+SLOT_BITS: Final = 32
+
 # Returned by the compiled entries beside 0 and fault codes:
 NOT_FITTING: Final = -1  # the arrays need converting first
 BUSY: Final = -2  # another caller is running on this context
 RUNG: Final = -3  # done, and a helping thread would have been of use that sleeps
+STALE: Final = -5  # a handle of no open slot
+TWICE: Final = -6  # a slot twice in one call
 ABSENT: Final = -4  # an instruction whose kernel this image does not have
 UNDRAWN: Final = -5  # no token can be drawn from these scores
 SAMPLER_BUSY: Final = -6  # another caller is drawing with this sampler

@@ -47,6 +47,22 @@ def step_seconds(program: Program) -> float:
     return max(weights / BYTES_PER_SECOND, operations / OPERATIONS_PER_SECOND)
 
 
+def slot_rows(memory: np.ndarray, slot: StateSlot) -> np.ndarray:
+    """View [rows, width] of a state in memory that begins as an arena does."""
+    strides = (slot.stride, slot.dtype.itemsize)
+    offset = slot.place.buffer.offset + slot.place.offset
+    view: np.ndarray = np.ndarray((slot.rows, slot.width), slot.dtype, memory.data, offset, strides)
+    return view
+
+
+def begin(program: Program, memory: np.ndarray) -> None:
+    """Put every state in ``memory``, uint8 as long as the program's state at least, to where the model starts."""
+    memory[: program.state_bytes] = 0
+    for slot in program.slots:
+        if slot.initial is not None:
+            slot_rows(memory, slot)[...] = slot.initial
+
+
 class Runner:
     """One arena and the context that runs a program over it; serves one caller at a time."""
 
@@ -105,17 +121,7 @@ class Runner:
 
     def reset(self) -> None:
         """Put every state back to where the model starts."""
-        self.arena[: self.program.state_bytes] = 0
-        for slot in self.program.slots:
-            if slot.initial is not None:
-                self.slot_rows(slot)[...] = slot.initial
-
-    def slot_rows(self, slot: StateSlot) -> np.ndarray:
-        """View [B, width] of a state in the arena."""
-        strides = (slot.stride, slot.dtype.itemsize)
-        offset = slot.place.buffer.offset + slot.place.offset
-        view: np.ndarray = np.ndarray((slot.rows, slot.width), slot.dtype, self.arena.data, offset, strides)
-        return view
+        begin(self.program, self.arena)
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -175,13 +181,17 @@ class Runner:
             self._run_stages(steps, work or self._work(steps))
         else:
             self.words[Context.TOTAL] = steps
-            if self._workers is not None and steps > 1:
-                self._workers.wake(self._helpers, steps * self.step_seconds)
+            if steps > 1:
+                self.expect(steps * self.step_seconds)
             fault = self.enter(steps)
             if fault and not self.done(fault):
                 raise self.fault(fault)
-        if self.program.canaries:
-            self._check_canaries()
+        self.check()
+
+    def expect(self, seconds: float) -> None:
+        """A call begins that will take about so long: helpers that are of use are woken now, not at its end."""
+        if self._workers is not None:
+            self._workers.wake(self._helpers, seconds)
 
     def _work(self, steps: int) -> Work | None:
         """The budget of one call, where there is control flow that needs one."""
@@ -293,7 +303,8 @@ class Runner:
             return InputError(f"{node}: index {value} is out of range, {where}; nothing was done")
         return InputError(f"{node}: a sequence length lies outside 0 to T; nothing was done")
 
-    def _check_canaries(self) -> None:
+    def check(self) -> None:
+        """Raise AssertionError if bytes between buffers were written to; there are none but in the debug mode."""
         for at in self.program.canaries:
             if (self.arena[at : at + CANARY_BYTES] != CANARY).any():
                 raise AssertionError(f"bytes behind the buffer that ends at {at} were overwritten")

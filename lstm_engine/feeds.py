@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from .errors import InputError, listed
-from .graph import Graph, TensorSpec
+from .graph import Graph, Shape, TensorSpec
 
 #: Floats that NumPy itself does not have (the package ml_dtypes has them), by name.
 EXTENDED_FLOATS: Final = frozenset({"bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"})
@@ -85,3 +85,34 @@ def name_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -
                 if known != size:
                     faults.append(f"'{spec}': {dim} is {size} here but {known} in '{where}'")
     return faults
+
+
+def described(value: Any) -> str:
+    """What a value is, for messages."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return "nothing" if value is None else type(value).__name__
+
+
+def fits(wanted: Shape, got: tuple[int, ...]) -> bool:
+    """Whether a shape is the one wanted; None: any size."""
+    return len(wanted) == len(got) and all(w is None or w == g for w, g in zip(wanted, got, strict=True))
+
+
+def shown(shape: Shape) -> str:
+    """A shape for messages."""
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def rows_of(spec: TensorSpec, value: Any, n: int) -> np.ndarray:
+    """A row for each of n slots, C-contiguous and in the input's dtype; zeros for None.
+
+    Raises InputError for another shape or kind of numbers.
+    """
+    shape = (n, *(spec.shape or ()))
+    if value is None:
+        return np.zeros([size if isinstance(size, int) else 0 for size in shape], spec.dtype)
+    array = converted(spec, value)
+    if not fits(shape, array.shape):
+        raise InputError(f"'{spec}': expected shape {shown(shape)}, got {list(array.shape)}")
+    return np.ascontiguousarray(array)

@@ -35,6 +35,8 @@ _ENTRIES: Final = MappingProxyType(
         "bind": Export("bind", "iiiio"),
         "acquire": Export("acquire", "i"),
         "give_up": Export("give_up", "i"),
+        "run_slots": Export("run_slots", "i"),
+        "run_slots_nogil": Export("run_slots", "i", nogil=True),
         "serve": Export("serve", "i", nogil=True),
         "clock": Export("clock", ""),
     }
@@ -112,6 +114,11 @@ def entry(nogil: bool) -> Callable[[int, Any, Any], int]:
 def context_entry(nogil: bool) -> Callable[[int], int]:
     """kernels.executor.enter_context()."""
     return entries().function("enter_context_nogil" if nogil else "enter_context")
+
+
+def slots_entry(nogil: bool) -> Callable[[int], int]:
+    """kernels.pool.run_slots()."""
+    return entries().function("run_slots_nogil" if nogil else "run_slots")
 
 
 def binder() -> Callable[[int, int, int, int, Any], int]:

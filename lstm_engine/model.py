@@ -35,6 +35,7 @@ from .staged import Parts, Staged
 from .workers import threads_allowed
 
 if TYPE_CHECKING:
+    from .pool import StreamPool
     from .stream import Stream
 
 Path = str | os.PathLike[str]
@@ -204,6 +205,17 @@ class Model:
         from .stream import Stream
 
         return Stream(self, batch, constants)
+
+    def pool(self, capacity: int = 1024, constants: Mapping[str, Any] | None = None) -> StreamPool:
+        """Many streams that share the weights, and steps of any of them in one call.
+
+        ``capacity``: slots there is room for at first.
+
+        Raises StreamingError naming the node if the model needs the whole sequence at once.
+        """
+        from .pool import StreamPool
+
+        return StreamPool(self, capacity, constants)
 
     def streamable(self, graph: Graph, batch: int, constants: Any = ()) -> Streamable:
         """The lowered form of a stream, shared by all streams of the same batch and constants."""

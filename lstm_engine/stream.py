@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy import empty, ndarray
 
+from . import snapshots
 from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form
-from .engine import IN_USE, Attachment, Layout, Runner
+from .engine import IN_USE, Attachment, Layout, Runner, slot_rows
 from .errors import InputError, StateError, listed
-from .feeds import bind_constants, converted
+from .feeds import bind_constants, converted, described, fits, shown
 from .graph import Shape, TensorSpec
 from .passes.shapes import fold
-from .passes.states import CellState
-from .program.program import Port, StateSlot
+from .program.program import Port, Program, StateSlot
 from .program.streaming import Frames, Streamable
 from .state import State
 
@@ -122,10 +122,10 @@ class Stream:
             return
         from . import images
 
-        self._out_shape, self._out_dtype = _step_shape(y), y.dtype
+        self._out_shape, self._out_dtype = step_shape(y), y.dtype
         lean = self._lean_axis(x), self._lean_axis(y)
         lean_shapes = (
-            [None, None] if None in lean else [_without(_step_shape(p), i) for p, i in zip((x, y), lean, strict=True)]
+            [None, None] if None in lean else [_without(step_shape(p), i) for p, i in zip((x, y), lean, strict=True)]
         )
         self._out_lean = lean_shapes[1] if lean_shapes[1] is not None else self._out_shape
         self._fresh_shape = self._out_lean
@@ -135,10 +135,10 @@ class Stream:
         self._bind_short_way()
         nogil, address = not self._runner.tiny, self._runner.address
         self._enter_step = partial(images.entry(nogil), address)
-        if lean_shapes[0] == () or _step_shape(x) == ():
+        if lean_shapes[0] == () or step_shape(x) == ():
             whole = (int, np.integer)
             self._scalar = whole if x.dtype.kind in "iu" else (float, np.floating, *whole)
-            self._box = np.zeros(lean_shapes[0] if lean_shapes[0] is not None else _step_shape(x), x.dtype)
+            self._box = np.zeros(lean_shapes[0] if lean_shapes[0] is not None else step_shape(x), x.dtype)
 
     @property
     def short_way(self) -> Runner | None:
@@ -157,7 +157,7 @@ class Stream:
         """The batch axis of a step, if it may be left out."""
         if self.batch != 1:
             return None
-        shape = _step_shape(port)
+        shape = step_shape(port)
         return 0 if shape and shape[0] == 1 and len(shape) > 0 else None
 
     def _step_any(self, x: Any, out: np.ndarray | None) -> Any:
@@ -187,21 +187,21 @@ class Stream:
         return self._call(feeds, 1, stepwise=True)
 
     def _result_shape(self, port: Port, lean: bool) -> tuple[int, ...]:
-        shape = _step_shape(port)
+        shape = step_shape(port)
         return _without(shape, self._lean_axis(port)) if lean else shape
 
     def _checked_targets(self, out: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         """out= as {output: array}, checked before anything runs."""
         named = out if isinstance(out, Mapping) else {next(iter(shapes)): out} if len(shapes) == 1 else None
         if named is None:
-            raise InputError(f"out: expected {{name: array}} for outputs {', '.join(shapes)}, got {_described(out)}")
+            raise InputError(f"out: expected {{name: array}} for outputs {', '.join(shapes)}, got {described(out)}")
         dtypes = {port.name: port.dtype for port in self._ports_out}
         faults = []
         for name, target in named.items():
             if name not in shapes:
                 faults.append(f"'{name}' is not an output of a step")
             elif not isinstance(target, np.ndarray) or target.dtype != dtypes[name] or target.shape != shapes[name]:
-                faults.append(f"'{name}': expected {dtypes[name]}{list(shapes[name])}, got {_described(target)}")
+                faults.append(f"'{name}': expected {dtypes[name]}{list(shapes[name])}, got {described(target)}")
             elif not target.flags.writeable:
                 faults.append(f"'{name}': the array is read-only")
         if faults:
@@ -231,7 +231,7 @@ class Stream:
         names = [spec.name for spec in self.inputs]
         named = x if isinstance(x, Mapping) else {names[0]: x} if len(names) == 1 else None
         if named is None:
-            raise InputError(f"step: expected {{name: array}} for inputs {', '.join(names)}, got {_described(x)}")
+            raise InputError(f"step: expected {{name: array}} for inputs {', '.join(names)}, got {described(x)}")
         faults = [f"'{name}' is not an input of a step" for name in named if name not in names]
         faults += [f"'{spec}' is missing" for spec in self.inputs if spec.name not in named and not spec.optional]
         if faults:
@@ -241,13 +241,13 @@ class Stream:
     def _fitted(self, spec: TensorSpec, value: Any) -> tuple[np.ndarray, bool]:
         array = converted(spec, value)
         shape = spec.shape or ()
-        if _fits(shape, array.shape):
+        if fits(shape, array.shape):
             return array, False
-        if self.batch == 1 and shape and shape[0] == 1 and _fits(shape[1:], array.shape):
+        if self.batch == 1 and shape and shape[0] == 1 and fits(shape[1:], array.shape):
             return array[np.newaxis], True
         if self.batch == 1 and array.ndim == 0 and all(size == 1 for size in shape):
             return array.reshape((1,) * len(shape)), True
-        raise InputError(f"'{spec}': expected shape {_shown(shape)}, got {list(array.shape)}")
+        raise InputError(f"'{spec}': expected shape {shown(shape)}, got {list(array.shape)}")
 
     # --- many steps --------------------------------------------------------------------------------------------------
 
@@ -275,13 +275,13 @@ class Stream:
                 continue
             array = converted(spec, named[spec.name])
             shape = spec.shape or ()
-            axis = self._time_axis(port)
+            axis = time_axis(port)
             wanted = shape if axis is None else (*shape[:axis], None, *shape[axis:])
             if self.batch == 1 and array.ndim == len(wanted) - 1 and 1 in wanted:
                 array = self._with_batch(array, wanted)
-            if not _fits(wanted, array.shape):
+            if not fits(wanted, array.shape):
                 letters = shape if axis is None else (*shape[:axis], "T", *shape[axis:])
-                faults.append(f"'{spec.name}': expected shape {_shown(letters)}, got {list(array.shape)}")
+                faults.append(f"'{spec.name}': expected shape {shown(letters)}, got {list(array.shape)}")
                 continue
             arrays[spec.name] = array
             if axis is not None:
@@ -295,14 +295,14 @@ class Stream:
     def _with_batch(self, array: np.ndarray, wanted: Shape) -> np.ndarray:
         """A chunk given without its batch axis of 1."""
         axis = wanted.index(1)
-        fits = _fits(wanted[:axis] + wanted[axis + 1 :], array.shape)
-        return np.expand_dims(array, axis) if fits else array
+        given = fits(wanted[:axis] + wanted[axis + 1 :], array.shape)
+        return np.expand_dims(array, axis) if given else array
 
-    def _time_axis(self, port: Port) -> int | None:
-        """Where the time axis of a chunk is: the model's own, or in front; None for what has no time."""
-        if port.time is not None:
-            return port.time
-        return 0 if port.stepped else None
+    @property
+    def time_axes(self) -> dict[str, int | None]:
+        """Where the steps lie in what feed() gives, by output; None for one that does not go from step to step."""
+        framed = self._lowered.frames is not None
+        return {p.name: 0 if framed else chunk_axis(self._lowered.program, p) for p in self._lowered.program.outputs}
 
     # --- the call ----------------------------------------------------------------------------------------------------
 
@@ -346,7 +346,8 @@ class Stream:
             slots = {slot.key: slot for slot in program.slots}
             for slot in self._lowered.program.slots:
                 if slot.elements is not None:  # those of recurrent nodes live within a call
-                    _transfer(self._runner.slot_rows(slot), slot, runner.slot_rows(slots[slot.key]), slots[slot.key])
+                    to = slots[slot.key]
+                    _transfer(slot_rows(self._runner.arena, slot), slot, slot_rows(runner.arena, to), to)
             self._install(replace(self._lowered, program=program), runner)
 
     def _call_frames(self, arrays: Mapping[str, np.ndarray], count: int | None) -> dict[str, np.ndarray]:
@@ -412,19 +413,12 @@ class Stream:
         """How a step, or a chunk of steps, of a port lies."""
         if self._lowered.frames is not None:
             return Layout.of(port.shape, port.dtype.itemsize, port.time, port.batch)
-        shape, batch = _step_shape(port), _step_batch(port)
-        axis = None if stepwise else self._chunk_axis(port)
+        shape, batch = step_shape(port), step_batch(port)
+        axis = None if stepwise else chunk_axis(self._lowered.program, port)
         if axis is None:
             return Layout.of(shape, port.dtype.itemsize, None, batch)
         chunk = (*shape[:axis], steps, *shape[axis:])
         return Layout.of(chunk, port.dtype.itemsize, axis, tuple(i + (i >= axis) for i in batch))
-
-    def _chunk_axis(self, port: Port) -> int | None:
-        """As _time_axis, but what lost its time axis in the model gets it back where the input has it."""
-        if port.time is not None or not port.stepped:
-            return port.time
-        inputs = [p.time for p in self._lowered.program.inputs if p.time is not None]
-        return min(inputs[0], len(port.shape)) if inputs else 0
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -436,32 +430,13 @@ class Stream:
     @property
     def state(self) -> State:
         """A snapshot of the state; assigning one continues from there."""
-        with self._alone():
-            return State(self.model.fingerprint, self.batch, self._arrays())
+        with self._alone() as runner:
+            return snapshots.taken(self.model.fingerprint, self._lowered, runner.arena)
 
     @state.setter
     def state(self, snapshot: State) -> None:
-        if not isinstance(snapshot, State):
-            raise StateError(f"state: expected a State, got {type(snapshot).__name__}")
-        if snapshot.fingerprint != self.model.fingerprint:
-            raise StateError(
-                f"state: it belongs to model {snapshot.fingerprint[:12]}, this is {self.model.fingerprint[:12]}"
-            )
-        if snapshot.batch != self.batch:
-            raise StateError(f"state: it is of batch {snapshot.batch}, this stream is of batch {self.batch}")
-        with self._alone():
-            own = self._arrays()
-            faults = [
-                f"'{name}': expected {_described(own.get(name))}, got {_described(snapshot.arrays.get(name))}"
-                for name in {*own, *snapshot.arrays}
-                if _described(own.get(name)) != _described(snapshot.arrays.get(name))
-            ]
-            if faults:
-                raise StateError(listed("state", sorted(faults)))
-            for name, cells in self._cells().items():
-                values = np.ascontiguousarray(snapshot.arrays[name])
-                for slot, elements in cells:
-                    self._runner.slot_rows(slot)[...] = values.reshape(-1)[elements]
+        with self._alone() as runner:
+            snapshots.restore(snapshot, self.model.fingerprint, self._lowered, runner.arena)
 
     def fork(self) -> Stream:
         """A second stream that continues from here on its own."""
@@ -471,46 +446,6 @@ class Stream:
             size = self._lowered.program.state_bytes
             twin._runner.arena[:size] = self._runner.arena[:size]
         return twin
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {}
-        for name, cells in self._cells().items():
-            size = sum(elements.size for _, elements in cells)
-            flat = np.empty(size, cells[0][0].dtype)
-            for slot, elements in cells:
-                flat[elements] = self._runner.slot_rows(slot)
-            arrays[name] = flat.reshape(self._state_shape(name, cells))
-        return arrays
-
-    def _state_shape(self, name: str, cells: list[tuple[StateSlot, np.ndarray]]) -> tuple[int, ...]:
-        return self._lowered.state_shapes.get(name) or (len(cells), cells[0][0].rows, cells[0][0].width)
-
-    def _cells(self) -> dict[str, list[tuple[StateSlot, np.ndarray]]]:
-        """Per state array of the model: its slots, and which elements of the flattened array each row of one is."""
-        slots = {slot.key: slot for slot in self._lowered.program.slots}
-        found: dict[str, list[tuple[StateSlot, np.ndarray]]] = {}
-        for pair in self._lowered.pairs:
-            found[pair.input] = [entry for cell in pair.cells for entry in _slot_elements(cell, slots)]
-        for key, slot in slots.items():
-            if slot.elements is not None:
-                found[key[0]] = [(slot, slot.elements)]
-        if self._lowered.frames is not None:
-            return found  # the recurrent nodes' own states live within a call
-        claimed = {slot.key for cells in found.values() for slot, _ in cells}
-        for key, slot in slots.items():
-            if key not in claimed:
-                name = f"{key[0]}.{key[1]}"
-                first = sum(e.size for _, e in found.get(name, ()))
-                elements = first + np.arange(slot.rows * slot.width).reshape(slot.rows, slot.width)
-                found.setdefault(name, []).append((slot, elements))
-        return found
-
-
-def _slot_elements(
-    cell: CellState, slots: Mapping[tuple[str, str, int], StateSlot]
-) -> list[tuple[StateSlot, np.ndarray]]:
-    """A recurrent node's state [D,B,H] by direction."""
-    return [(slots[cell.node, cell.slot, d], elements) for d, elements in enumerate(cell.elements)]
 
 
 def _transfer(values: np.ndarray, slot: StateSlot, target: np.ndarray, to: StateSlot) -> None:
@@ -533,20 +468,27 @@ def _left_open(spec: TensorSpec, shape: Shape | None) -> TensorSpec:
     return replace(spec, shape=tuple(d if isinstance(d, int) else None for d in known))
 
 
-def _fits(wanted: Shape, got: tuple[int, ...]) -> bool:
-    """Whether a shape is the one wanted; None: any size."""
-    return len(wanted) == len(got) and all(w is None or w == g for w, g in zip(wanted, got, strict=True))
+def time_axis(port: Port) -> int | None:
+    """Where the time axis of a chunk is: the model's own, or in front; None for what has no time."""
+    if port.time is not None:
+        return port.time
+    return 0 if port.stepped else None
 
 
-def _shown(shape: Shape) -> str:
-    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+def chunk_axis(program: Program, port: Port) -> int | None:
+    """As time_axis(), but what lost its time axis in the model gets it back where the input has it."""
+    if port.time is not None or not port.stepped:
+        return port.time
+    inputs = [p.time for p in program.inputs if p.time is not None]
+    return min(inputs[0], len(port.shape)) if inputs else 0
 
 
-def _step_shape(port: Port) -> tuple[int, ...]:
+def step_shape(port: Port) -> tuple[int, ...]:
+    """The shape of one step of a port."""
     return tuple(size for index, size in enumerate(port.shape) if index != port.time)
 
 
-def _step_batch(port: Port) -> tuple[int, ...]:
+def step_batch(port: Port) -> tuple[int, ...]:
     """The batch axes of one step, in row order."""
     return tuple(i - (port.time is not None and i > port.time) for i in port.batch)
 
@@ -554,7 +496,7 @@ def _step_batch(port: Port) -> tuple[int, ...]:
 def _form(port: Port, lean: tuple[int, ...] | None, flags: int) -> np.ndarray:
     """The words of encoding.Form for one step of a port."""
     words = np.zeros(FORM_WORDS, np.int64)
-    shape = _step_shape(port)
+    shape = step_shape(port)
     words[Form.HEADER] = object.__basicsize__
     words[Form.TYPE], words[Form.DTYPE], words[Form.FLAGS] = id(np.ndarray), id(port.dtype), flags
     words[Form.AXES] = len(shape)
@@ -575,10 +517,4 @@ def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
 
 
 def _step_spec(port: Port) -> TensorSpec:
-    return TensorSpec(port.name, port.dtype, _step_shape(port), port.optional)
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
-    return "nothing" if value is None else type(value).__name__
+    return TensorSpec(port.name, port.dtype, step_shape(port), port.optional)

@@ -115,8 +115,11 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "workers": {*_VALUES, "program", "images"},
     "engine": {*_VALUES, "passes", "program", "images", "reference", "workers"},
     "state": {"errors"},
-    "stream": {*_VALUES, "engine", "images", "passes", "program", "state"},
-    "pool": {*_VALUES, "engine", "images", "passes", "program", "state"},
+    "slots": {*_VALUES, "feeds", "program"},
+    "snapshots": {*_VALUES, "engine", "feeds", "passes", "program", "state"},
+    "stream": {*_VALUES, "engine", "images", "passes", "program", "snapshots", "state"},
+    "together": {*_VALUES, "engine", "feeds", "images", "program", "slots", "snapshots", "state", "stream"},
+    "pool": {"errors", "feeds", "graph", "passes", "slots", "state", "together"},
     "trace": {*_VALUES, "engine", "images", "passes", "program", "state"},
 }
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}

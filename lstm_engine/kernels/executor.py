@@ -20,17 +20,18 @@ from ..encoding import (
     RUNG,
     Context,
     Form,
+    Job,
     Opcode,
     Port,
     Share,
 )
 from ..image import Progress
 from ..jit import compile_kernel, kernel
-from . import convolution, integers, matmul, pointwise, recurrent, reduction, rows, workers
+from . import convolution, integers, matmul, pointwise, pool, recurrent, reduction, rows, workers
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
 from .product import gathering_rows, product_rows
-from .shares import dismissed
+from .shares import dismissed, rung
 from .simd import (
     copy_bytes,
     flush_denormals,
@@ -68,9 +69,10 @@ from .weights import Floats, weights_of
     PICK,
 ) = (int(code) for code in Opcode)
 SIZE = INSTRUCTION_BYTES
+PLAIN, GENERAL = int(Job.PLAIN), int(Job.GENERAL)
 (
     CODE, ARENA, CONSTANTS, EXECUTOR, BUSY_WORD, STEPS, TOTAL, BLOCK, DONE, PARITY, STATE_BYTES, SHADOW, FAULT_AT,
-    FAULT_VALUE, FAULT_LIMIT, FORMS, START, _, HELPER_COUNT, BELL, _, PORTS,
+    FAULT_VALUE, FAULT_LIMIT, FORMS, START, _, HELPER_COUNT, _, _, PORTS,
 ) = (int(w) * 8 for w in Context)  # fmt: skip
 KIND, CALLER = int(Share.KIND) * 8, int(Share.CONTEXT) * 8
 FORM_BYTES = FORM_WORDS * 8
@@ -201,9 +203,9 @@ def call(cx):  # type: ignore[no-untyped-def]
     if word(cx) == 0:
         caller = word(cx + CALLER)
         kind = word(cx + KIND)
-        if kind == 0:
+        if kind == PLAIN:
             return lstm_share(cx, caller)  # noqa: F821
-        return cell_share(cx, caller) if kind == 1 else projection_share(cx, caller)  # noqa: F821
+        return cell_share(cx, caller) if kind == GENERAL else projection_share(cx, caller)  # noqa: F821
     control = flush_denormals()
     total, block = word(cx + TOTAL), word(cx + BLOCK)
     arena, shadow, state_bytes = word(cx + ARENA), word(cx + SHADOW), word(cx + STATE_BYTES)
@@ -258,8 +260,7 @@ def matches(array, form):  # type: ignore[no-untyped-def]
 def called(cx):  # type: ignore[no-untyped-def]
     """Run; RUNG if a helper is to be woken before the next call."""
     fault = invoke(word(cx + EXECUTOR), cx)
-    bell = word(cx + BELL)
-    if fault == 0 and bell != 0 and word(bell) != 0:
+    if fault == 0 and rung(cx):
         return RUNG
     return fault
 
@@ -323,6 +324,7 @@ def ways_in() -> dict[str, Any]:
         "bind": bind,
         "acquire": acquire,
         "give_up": give_up,
+        "run_slots": pool.run_slots,
         "serve": workers.serve,
         "clock": workers.clock,
     }

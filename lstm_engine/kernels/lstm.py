@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..encoding import Context, Lstm
+from ..encoding import Context, Job, Lstm
 from ..jit import kernel
 from .product import cell_block, lstm_block
 from .rows import copy_rows, field, locate, over_rows, ragged, scratch
@@ -44,7 +44,7 @@ def layer(
     four = 4 * one
     plain = general is None
     stretch = stretch_of(weights, product, general)
-    hand_out, gather, share = shares(v, stretch, int(general is not None))
+    hand_out, gather, share = shares(v, stretch, int(Job.PLAIN if plain else Job.GENERAL))
     hand_out_projections, gather_projections, projections = ahead
 
     @kernel

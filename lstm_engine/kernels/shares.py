@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..encoding import SHARE_WORDS, WORKER_WORDS, Context, Lstm, Share
+from ..encoding import SHARE_WORDS, WORKER_WORDS, Context, Job, Lstm, Share
 from ..jit import kernel
 from .rows import copy_rows, field, locate
 from .simd import Lanes, never_inline, set_word, ticks, word
 from .workers import ask, claim, collect, dismiss, free, offer
 
 BLOCKS, JOBS, STAGED, PRE_STAGED = (int(field_) for field_ in (Lstm.BLOCKS, Lstm.JOBS, Lstm.STAGED, Lstm.PRE_STAGED))
-EXECUTOR, HELPERS, HELPER_COUNT, CLAIMED = (
-    int(word_) * 8 for word_ in (Context.EXECUTOR, Context.HELPERS, Context.HELPER_COUNT, Context.CLAIMED)
+EXECUTOR, HELPERS, HELPER_COUNT, BELL, CLAIMED = (
+    int(w) * 8 for w in (Context.EXECUTOR, Context.HELPERS, Context.HELPER_COUNT, Context.BELL, Context.CLAIMED)
 )
 (
     CODE, KIND, IP, CX, ROWS, FIRST, LAST, FORWARD, W, W_STEP, X, XS, INPUTS, H, HS, RECURRENT, Z, ZS, C, CS, C_NEW,
     OUT, OS, GATES,
 ) = (int(word_) * 8 for word_ in Share)  # fmt: skip
 SHARE_BYTES, WORKER_BYTES = SHARE_WORDS * 8, WORKER_WORDS * 8
+PROJECTIONS = int(Job.PROJECTIONS)
 
 
 @kernel
@@ -50,6 +51,13 @@ def dismissed(cx):  # type: ignore[no-untyped-def]
         dismiss(word(cx + HELPERS) + k * WORKER_BYTES, cx, now)
         k += 1
     set_word(cx + CLAIMED, 0)
+
+
+@kernel
+def rung(cx):  # type: ignore[no-untyped-def]
+    """Whether a helper that sleeps is to be woken before the next call."""
+    bell = word(cx + BELL)
+    return bell != 0 and word(bell) != 0
 
 
 @kernel
@@ -213,7 +221,7 @@ def projection_shares(v: Lanes, product: Any) -> tuple[Any, Any, Any, Any]:
         while k < helpers:
             mine = staged + k * room * os
             offered |= offered_share(
-                ip, cx, 2, helpers, k, rows, 1, w, w_step, x, xs, inputs, 0, 0, 0, z, 0, 0, 0, 0, mine, os, 0
+                ip, cx, PROJECTIONS, helpers, k, rows, 1, w, w_step, x, xs, inputs, 0, 0, 0, z, 0, 0, 0, 0, mine, os, 0
             ) << k  # fmt: skip
             k += 1
         return offered

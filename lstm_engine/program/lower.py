@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..encoding import Copy, Opcode
+from ..encoding import WORDS, Copy, Opcode
 from ..errors import StreamingError, UnsupportedModelError
 from ..graph import Graph, Node, TensorSpec, native
 from ..machine import debugging
@@ -36,6 +36,7 @@ from .program import (
     Place,
     Port,
     Program,
+    RowCount,
     Rows,
     StateSlot,
     Stretch,
@@ -205,6 +206,8 @@ class Lowering:
 
     def per_step(self, rows: Rows) -> int:
         """Rows of a time step."""
+        if rows.batched and rows.together == 1:
+            return RowCount(self.batch)
         return (self.batch if rows.batched else 1) * rows.together
 
     def step_stride(self, rows: Rows) -> int:
@@ -564,6 +567,13 @@ class Lowering:
             arena_bytes=end + TAIL,
             canaries=canaries,
             fallible=self.fallible,
+            rows_apart=self._rows_apart(),
+            row_words=tuple(
+                index * WORDS + int(word)
+                for index, instruction in enumerate(self.instructions)
+                for word, value in instruction.fields.items()
+                if isinstance(value, RowCount)
+            ),
             time_sizes=dict(self.roles.sizes),
             time=self.roles.time,
             batch_atoms=self.roles.batch,
@@ -572,6 +582,13 @@ class Lowering:
         )
         validate(program)
         return program
+
+    def _rows_apart(self) -> bool:
+        """Whether every tensor that is computed has the batch as its rows, or not at all."""
+        names = {name for node in self.graph.nodes for name in node.outputs if self.is_read(name)}
+        names |= {spec.name for spec in self.graph.inputs}
+        computed = [name for name in names if name not in self.known.values and name in self.roles.axes]
+        return not any(set(self.form(name).width) & set(self.roles.batch) for name in computed)
 
     def _check_size(self, arena_bytes: int) -> None:
         """No file may ask for buffers out of all proportion to what is fed."""

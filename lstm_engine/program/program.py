@@ -71,6 +71,10 @@ class Rows:
         return self.width * self.dtype.itemsize
 
 
+class RowCount(int):
+    """A field that says how many rows of the batch an instruction runs over; fewer may be run, the first ones."""
+
+
 @dataclass(frozen=True)
 class Instruction:
     """One instruction before it has an address: fields are numbers or places."""
@@ -176,7 +180,8 @@ class Program:
     """Everything the executor needs but an arena.
 
     ``block``: steps one run of the code has room for; ``streamed``: state outlives a call; ``causal``: any number
-    of steps runs block by block; ``fallible``: a call may fail half-way (a token out of range).
+    of steps runs block by block; ``fallible``: a call may fail half-way (a token out of range); ``rows_apart``: no
+    tensor has the batch among the elements of a row; ``row_words``: the words of the code that count batch rows.
     """
 
     precision: str  # of the weights
@@ -195,6 +200,8 @@ class Program:
     arena_bytes: int
     canaries: tuple[int, ...]
     fallible: bool
+    rows_apart: bool
+    row_words: tuple[int, ...]
     time_sizes: Mapping[int, int]  # sizes of the atoms at lowering
     time: tuple[int, ...]
     batch_atoms: tuple[int, ...]

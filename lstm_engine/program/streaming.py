@@ -200,6 +200,7 @@ class Streamable:
     pairs: tuple[StatePair, ...]
     state_shapes: Shapes
     program: Program
+    batch: int
     frames: Frames | None = None
 
 
@@ -371,7 +372,7 @@ class _Streaming:
                 raise StreamingError(f"{self.graph.origin}: what it computes depends on the number of steps")
         else:
             program = Lowering(inner, specialise(inner, shapes), plan, self.store, self.means).lower(kept, self.shown)
-        return Streamable(self.pairs, {**self.state_shapes, **own}, program)
+        return Streamable(self.pairs, {**self.state_shapes, **own}, program, self.batch)
 
     def _check_rows(self, kept: list[Kept]) -> None:
         """Each row of a stream keeps states of its own."""
@@ -427,7 +428,7 @@ class _Streaming:
         frames = Frames(self.file, self.pairs, self.state_shapes, frame, self.shown, self.store, self.means)
         program = frames.program({spec.name: self.shapes[spec.name] for spec in self.data})
         kept = tuple(StatePair(pair.input, pair.output, ()) for pair in self.pairs)
-        return Streamable(kept, self.state_shapes, program, frames)
+        return Streamable(kept, self.state_shapes, program, self.batch, frames)
 
     def _frame_shape(self, spec: TensorSpec) -> tuple[int | None, ...]:
         """The sizes of an input that every frame has: the file's, and the batch."""

@@ -1,0 +1,85 @@
+"""Between a State, arrays in the model's own shapes, and memory that begins as a program's arena does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .engine import slot_rows
+from .errors import StateError, listed
+from .feeds import described
+from .passes.states import CellState
+from .program.program import StateSlot
+from .program.streaming import Streamable
+from .state import State
+
+Cells = list[tuple[StateSlot, np.ndarray]]
+
+
+def taken(fingerprint: str, lowered: Streamable, memory: np.ndarray) -> State:
+    """A snapshot of the state in ``memory``."""
+    return State(fingerprint, lowered.batch, _arrays(lowered, memory))
+
+
+def restore(snapshot: State, fingerprint: str, lowered: Streamable, memory: np.ndarray) -> None:
+    """Put a snapshot into ``memory``.
+
+    Raises StateError for one of another model, batch or shape; the memory is then as it was.
+    """
+    if not isinstance(snapshot, State):
+        raise StateError(f"state: expected a State, got {type(snapshot).__name__}")
+    if snapshot.fingerprint != fingerprint:
+        raise StateError(f"state: it belongs to model {snapshot.fingerprint[:12]}, this is {fingerprint[:12]}")
+    if snapshot.batch != lowered.batch:
+        raise StateError(f"state: it is of batch {snapshot.batch}, this stream is of batch {lowered.batch}")
+    own = _arrays(lowered, memory)
+    faults = [
+        f"'{name}': expected {described(own.get(name))}, got {described(snapshot.arrays.get(name))}"
+        for name in {*own, *snapshot.arrays}
+        if described(own.get(name)) != described(snapshot.arrays.get(name))
+    ]
+    if faults:
+        raise StateError(listed("state", sorted(faults)))
+    for name, cells in _cells(lowered).items():
+        values = np.ascontiguousarray(snapshot.arrays[name])
+        for slot, elements in cells:
+            slot_rows(memory, slot)[...] = values.reshape(-1)[elements]
+
+
+def _arrays(lowered: Streamable, memory: np.ndarray) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, cells in _cells(lowered).items():
+        size = sum(elements.size for _, elements in cells)
+        flat = np.empty(size, cells[0][0].dtype)
+        for slot, elements in cells:
+            flat[elements] = slot_rows(memory, slot)
+        shape = lowered.state_shapes.get(name) or (len(cells), cells[0][0].rows, cells[0][0].width)
+        arrays[name] = flat.reshape(shape)
+    return arrays
+
+
+def _cells(lowered: Streamable) -> dict[str, Cells]:
+    """Per state array of the model: its slots, and which elements of the flattened array each row of one is."""
+    slots = {slot.key: slot for slot in lowered.program.slots}
+    found: dict[str, Cells] = {}
+    for pair in lowered.pairs:
+        found[pair.input] = [entry for cell in pair.cells for entry in _slot_elements(cell, slots)]
+    for key, slot in slots.items():
+        if slot.elements is not None:
+            found[key[0]] = [(slot, slot.elements)]
+    if lowered.frames is not None:
+        return found  # the recurrent nodes' own states live within a call
+    claimed = {slot.key for cells in found.values() for slot, _ in cells}
+    for key, slot in slots.items():
+        if key not in claimed:
+            name = f"{key[0]}.{key[1]}"
+            first = sum(e.size for _, e in found.get(name, ()))
+            elements = first + np.arange(slot.rows * slot.width).reshape(slot.rows, slot.width)
+            found.setdefault(name, []).append((slot, elements))
+    return found
+
+
+def _slot_elements(cell: CellState, slots: Mapping[tuple[str, str, int], StateSlot]) -> Cells:
+    """A recurrent node's state [D,B,H] by direction."""
+    return [(slots[cell.node, cell.slot, d], elements) for d, elements in enumerate(cell.elements)]
