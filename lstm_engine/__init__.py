@@ -23,7 +23,18 @@ if TYPE_CHECKING:
         TargetError,
         UnsupportedModelError,
     )
-    from .generation import Piece, Sampler, Vocabulary, generate, stream_generate
+    from .generation import (
+        Beam,
+        Likelihood,
+        Piece,
+        Sampler,
+        Vocabulary,
+        beam_search,
+        generate,
+        generate_many,
+        score,
+        stream_generate,
+    )
     from .graph import TensorSpec
     from .model import Model, load
     from .pool import StreamPool
@@ -34,8 +45,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Beam": "generation",
     "InferenceSession": "session",
     "InputError": "errors",
+    "Likelihood": "generation",
     "LstmEngineError": "errors",
     "Model": "model",
     "ModelFormatError": "errors",
@@ -50,13 +63,18 @@ _HOMES = {
     "TensorSpec": "graph",
     "UnsupportedModelError": "errors",
     "Vocabulary": "generation",
+    "beam_search": "generation",
     "generate": "generation",
+    "generate_many": "generation",
     "load": "model",
+    "score": "generation",
     "stream_generate": "generation",
 }
 __all__ = [
+    "Beam",
     "InferenceSession",
     "InputError",
+    "Likelihood",
     "LstmEngineError",
     "Model",
     "ModelFormatError",
@@ -72,8 +90,11 @@ __all__ = [
     "UnsupportedModelError",
     "Vocabulary",
     "__version__",
+    "beam_search",
     "generate",
+    "generate_many",
     "load",
+    "score",
     "stream_generate",
 ]
 

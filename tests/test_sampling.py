@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import lstm_engine as le
 from lstm_engine import images
-from lstm_engine.encoding import Context, Draw
+from lstm_engine.encoding import Context
 from lstm_engine.generation.sampling import ScoreTable
+from lstm_engine.kernels.draws import Draw
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 5e-324, -5e-324, 1e-310, 1e308, -1e308, -np.inf, 700.0, -700.0, -745.2]
 
@@ -263,7 +264,9 @@ def test_all_settings_out_of_range_are_named_at_once() -> None:
 # --- where a sampler is ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chosen", [{}, {"repetition_penalty": 1.5}, {"repetition_penalty": 1.5, "repetition_window": 6}])
+@pytest.mark.parametrize(
+    "chosen", [{}, {"repetition_penalty": 1.5}, {"repetition_penalty": 1.5, "repetition_window": 6}]
+)
 def test_a_sampler_goes_on_from_its_state(chosen: dict[str, Any]) -> None:
     scores = np.zeros(50)
 

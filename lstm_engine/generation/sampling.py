@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..encoding import SAMPLER_BUSY, UNDRAWN, Draw, Scores
+from ..encoding import SAMPLER_BUSY, UNDRAWN
 from ..errors import InputError, LstmEngineError, StateError, listed
+from ..kernels.draws import Draw, Scores
 from ..program.packing import aligned_empty
 
 _MOST_TOKENS: Final = 1 << 24  # that a history tells apart: a table of a word each
@@ -270,18 +271,18 @@ def whole(value: object, low: int, high: int | None = None) -> bool:
     return not isinstance(value, bool | np.bool_) and number >= low and (high is None or number < high)
 
 
-def _real(value: Any, low: float, high: float = math.inf, above: bool = False) -> bool:
+def real(value: Any, low: float, high: float = math.inf, above: bool = False) -> bool:
     """Whether ``value`` is a finite number (no bool) from ``low`` (or ``above`` it) to ``high``."""
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return real and math.isfinite(value) and low <= value <= high and not (above and value == low)
 
 
 _EXPECTED: Final[dict[str, tuple[Any, str]]] = {
-    "temperature": (lambda x: _real(x, 0), "a number from 0 on"),
+    "temperature": (lambda x: real(x, 0), "a number from 0 on"),
     "top_k": (lambda x: x is None or whole(x, 1), "a whole number from 1 on, or None"),
-    "top_p": (lambda x: x is None or _real(x, 0, 1, above=True), "a number above 0 and up to 1, or None"),
-    "min_p": (lambda x: x is None or _real(x, 0, 1), "a number from 0 to 1, or None"),
-    "repetition_penalty": (lambda x: _real(x, 0, above=True), "a number above 0"),
+    "top_p": (lambda x: x is None or real(x, 0, 1, above=True), "a number above 0 and up to 1, or None"),
+    "min_p": (lambda x: x is None or real(x, 0, 1), "a number from 0 to 1, or None"),
+    "repetition_penalty": (lambda x: real(x, 0, above=True), "a number above 0"),
     "repetition_window": (lambda x: x is None or whole(x, 1, _MOST_TOKENS), "a whole number from 1 on, or None"),
     "seed": (lambda x: x is None or whole(x, 0, 1 << 64), "0 to 2⁶⁴−1 or None"),
 }

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from ..encoding import RUNG, SAMPLER_BUSY, UNDRAWN, Scores
+from ..encoding import RUNG, SAMPLER_BUSY, UNDRAWN
 from ..errors import InputError, ModelFormatError, StateError, listed
+from ..kernels.draws import Scores
 from ..program.packing import aligned_empty
 from .sampling import Sampler, ScoreTable
 from .vocabulary import Vocabulary
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
     from ..graph import Graph
     from ..model import Model
+    from ..pool import StreamPool
     from ..stream import Stream
 
 Ids: TypeAlias = "int | Sequence[int] | np.ndarray"
 
-_MOST_SCORES: Final = 1 << 22  # of a text's feed at a time
+_MOST_SCORES: Final = 1 << 20  # of a text's feed at a time
 #: Operators between a softmax and the output that do not change what the numbers mean.
 _MOVES: Final = frozenset({
     "Cast", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze",
@@ -45,8 +47,9 @@ def score_meaning(graph: Graph, output: str) -> str:
 class TokenModel:
     """How tokens go into a model's steps and scores come out: checked once, the same for each of its streams.
 
-    ``count``: scores a step; ``inputs``: shape of one step's token; ``dtype``: of an id; ``probabilities``: whether the
-    scores are that.
+    ``count``: scores a step; ``inputs``: shape of one step's token; ``dtype``: of an id; ``scores``: dtype that tokens are
+    drawn from; ``direct``: whether steps write it, and every token is an id; ``probabilities``: whether the scores are
+    that.
 
     Raises InputError for a model that does not generate, ModelFormatError for a vocabulary that contradicts it.
     """
@@ -59,6 +62,9 @@ class TokenModel:
         self.dtype = np.dtype(inputs[0].dtype)
         self.inputs = tuple(_sizes(inputs[0].shape))
         self.count = math.prod(_sizes(outputs[0].shape))
+        output = np.dtype(outputs[0].dtype)
+        self.scores = output if output in _TABLES else np.dtype(np.float64)
+        self.direct = output == self.scores and self.count <= np.iinfo(self.dtype).max + 1
         self.probabilities = score_meaning(model.graph, outputs[0].name) == "probabilities"
         self.vocabulary = _vocabulary(model, vocabulary)
         if self.vocabulary is not None and len(self.vocabulary) != self.count:
@@ -66,6 +72,11 @@ class TokenModel:
                 f"{self.origin}: the vocabulary has {len(self.vocabulary)} tokens, "
                 f"but output '{outputs[0]}' scores {self.count}"
             )
+
+    @staticmethod
+    def of_pool(pool: StreamPool, vocabulary: Any = None) -> TokenModel:
+        """That of a pool's model. ``vocabulary``: as generate() takes it. Raises InputError, ModelFormatError."""
+        return TokenModel(pool.model, pool.inputs, pool.outputs, vocabulary)
 
     @staticmethod
     def of(stream: Stream, vocabulary: Any = None) -> TokenModel:
@@ -87,10 +98,22 @@ class TokenModel:
     def text_ids(self, text: str | Ids, subject: str) -> list[int]:
         """The ids of a text or of ids. Raises InputError."""
         if not isinstance(text, str):
-            return _checked_ids(text, subject)
+            return _checked_ids(text, subject, int(np.iinfo(self.dtype).max))
         if self.vocabulary is None:
             raise InputError(f"{subject}: {self.origin} carries no vocabulary; give token ids, or vocabulary=")
         return self.vocabulary.encode(text)
+
+    def text_of(self, ids: Sequence[int], before: Sequence[int]) -> str | None:
+        """The text of tokens behind others, None without a vocabulary."""
+        return None if self.vocabulary is None else "".join(map(self.vocabulary.speller(before), ids))
+
+    def table(self, tell: bool = False) -> ScoreTable:
+        """Where scores of a step go. ``tell``: log-probabilities are wanted, too."""
+        return ScoreTable(self.count, self.scores, self.probabilities, tell)
+
+    def rows(self, ids: Sequence[int]) -> np.ndarray:
+        """Tokens as a pool takes them, one for each of its slots."""
+        return np.array(ids, self.dtype).reshape(len(ids), *self.inputs)
 
     def logarithms(self, y: np.ndarray) -> np.ndarray:
         """Steps' outputs as logits or log-probabilities [steps, V] in float64."""
@@ -140,13 +163,9 @@ class Writer:
         self.stream = stream
         self.sampler = sampler
         sampler.make_room(tokens.count)
-        output = np.dtype(stream.outputs[0].dtype)
-        dtype = output if output in _TABLES else np.dtype(np.float64)
-        self.table = ScoreTable(tokens.count, dtype, tokens.probabilities, tell)
-        self._runner = stream.short_way
-        fits = tokens.count <= np.iinfo(tokens.dtype).max + 1
-        self.draw: Callable[[int], int] = self._stepped if self._runner is None or not fits or output not in _TABLES else (
-            self._one_call())  # fmt: skip
+        self.table = tokens.table(tell)
+        self._runner = stream.short_way if tokens.direct else None
+        self.draw: Callable[[int], int] = self._stepped if self._runner is None else self._one_call()
 
     def _one_call(self) -> Callable[[int], int]:
         """A step and the next token in one call of machine code."""
@@ -229,8 +248,8 @@ def _sizes(shape: Any) -> list[int]:
     return [size if isinstance(size, int) else 0 for size in shape or ()]
 
 
-def _checked_ids(prompt: Any, subject: str) -> list[int]:
-    """A row of ids; that they are not too great is the model's to check."""
+def _checked_ids(prompt: Any, subject: str, most: int) -> list[int]:
+    """A row of ids up to ``most``; whether the model has so many is its own to check."""
     try:
         array = np.atleast_1d(np.asarray(prompt))
     except ValueError as fault:
@@ -241,4 +260,6 @@ def _checked_ids(prompt: Any, subject: str) -> list[int]:
         raise InputError(f"{subject}: expected text or token ids in a row, got {array.dtype}{list(array.shape)}")
     if array.min() < 0:
         raise InputError(f"{subject}: token ids begin with 0, got {array.min()}")
+    if array.max() > most:
+        raise InputError(f"{subject}: token {array.max()} is out of range, the model reads ids up to {most}")
     return [int(token) for token in array]

@@ -11,9 +11,10 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..encoding import BUSY, RUNG, SAMPLER_BUSY, UNDRAWN, Context, Draw, Scores
+from ..encoding import BUSY, RUNG, SAMPLER_BUSY, UNDRAWN, Context
 from ..jit import kernel
 from . import maths
+from .draws import Draw, Scores
 from .executor import FIRST_PORT, SECOND_PORT, called
 from .simd import WIDTH, Lanes, clear_bytes, copy_bytes, int64, pointer, release, set_word, try_acquire, word
 
@@ -318,7 +319,7 @@ def choose(draw, scores, place):  # type: ignore[no-untyped-def]
         penalise(draw, scores)
         best = greatest(values, count)
     set_number(scores + BEST, best)
-    if not best - best == 0.0:
+    if best - best != 0.0:
         return -1
     temperature = number(draw + TEMPERATURE)
     if temperature == 0.0:
