@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import json
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from builders import make_lstm_model, make_model, make_tagger, random_weights, rng
-from onnx import helper
+from builders import CHAR, LETTERS, TEXT, make_lstm_model, make_tagger, token_model
 from sampling_twin import SplitMix64, choose
 
 import lstm_engine as le
@@ -26,38 +25,6 @@ from lstm_engine import images
 from lstm_engine.generation import Vocabulary, score_meaning
 from lstm_engine.generation.stops import text_until
 from lstm_engine.image import Image
-
-CHAR = Path(__file__).resolve().parents[1] / "models" / "char" / "char.onnx"
-LETTERS = ["<unk>", "<end>", *"abcdefgh \n"]
-TEXT = {"vocabulary": json.dumps(LETTERS), "unit": "character", "unknown": "<unk>", "boundary": "<end>"}
-
-
-def token_model(
-    final: str = "",
-    metadata: Mapping[str, str] = TEXT,
-    tokens: int = len(LETTERS),
-    scale: float = 3.0,
-    hidden: int = 8,
-) -> bytes:
-    """Token ids [T, B] → embedding → LSTM → one score a token, through ``final``."""
-    draw = rng(7)
-    constants = {
-        "table": draw.normal(size=(tokens, 5)).astype(np.float32),
-        **random_weights(5, hidden, seed=3),
-        "head": (scale * draw.normal(size=(hidden, tokens))).astype(np.float32),
-        "one": np.array([1]),
-    }
-    nodes = [
-        helper.make_node("Gather", ["table", "ids"], ["x"]),
-        helper.make_node("LSTM", ["x", "W", "R", "B"], ["y"], hidden_size=hidden),
-        helper.make_node("Squeeze", ["y", "one"], ["h"]),
-        helper.make_node("MatMul", ["h", "head"], ["logits"]),
-        *([helper.make_node(final, ["logits"], ["scores"], axis=-1)] if final else []),
-    ]
-    outputs = [("scores" if final else "logits", np.float32, ["time", "batch", tokens])]
-    model = make_model(nodes, [("ids", np.int64, ["time", "batch"])], outputs, constants, metadata=metadata)
-    data: bytes = model.SerializeToString()
-    return data
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +298,7 @@ def test_a_token_that_cannot_be_drawn_leaves_everything_as_it_was(
         sampler.read([2, 3])
         for prompt in ([5], [4, 5], [4, 5, 2], [4, 4, 99]):
             before, drawn = stream.state, sampler.state
-            with pytest.raises(le.InputError, match="no token can be chosen|out of range"):
+            with pytest.raises(le.InputError, match=r"no token can be chosen|out of range"):
                 next(iter(le.generate(stream, prompt, sampler=sampler)))
             assert (stream.state, sampler.state) == (before, drawn)
 
@@ -340,8 +307,9 @@ def test_a_failing_token_leaves_the_state_before_it() -> None:
     loaded = le.load(spoilt(5))
     stream, sampler, came = loaded.stream(), le.Sampler(1.5, seed=0), []
     before = None
-    with pytest.raises(le.InputError, match="no token can be chosen"):
-        for token in le.generate(stream, [2], sampler=sampler, stop=()):
+    tokens = le.generate(stream, [2], sampler=sampler, stop=())
+    with suppress(le.InputError):
+        for token in tokens:
             before = stream.state, sampler.state
             came.append(token)
     assert came[-1] == 5

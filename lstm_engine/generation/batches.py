@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..pool import StreamPool
 from .sampling import Sampler, whole
 from .stops import Stop, parsed_stops
-from .tokens import Ids, TokenModel
+from .tokens import Ids, TokenModel, rows_for
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -150,7 +150,7 @@ class _Batch:
         rows = self.rows
         fed = [row.following for row in rows]
         try:
-            scores = self.pool.step([row.slot for row in rows], self.tokens.rows(fed)).reshape(len(rows), -1)
+            scores = self.pool.step([row.slot for row in rows], rows_for(self.pool, fed)).reshape(len(rows), -1)
         except InputError as fault:
             raise InputError(f"prompts {', '.join(str(row.number) for row in rows)}: {fault}") from fault
         for row in rows:

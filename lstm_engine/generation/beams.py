@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError, listed
 from .sampling import real, whole
 from .stops import Stop, parsed_stops
-from .tokens import Ids, TokenModel
+from .tokens import Ids, TokenModel, rows_for
 
 if TYPE_CHECKING:
     from ..pool import StreamPool
@@ -122,7 +122,7 @@ def _searched(search: _Search, stream: Stream, start: Sequence[int]) -> list[_Fo
         if len(ended) == search.width:
             beams = [beam for beam in beams if search.bound(beam) > ended[-1][0]]
         if beams:
-            y = pool.step([beam.slot for beam in beams], search.tokens.rows([beam.tokens[-1] for beam in beams]))
+            y = pool.step([beam.slot for beam in beams], rows_for(pool, [beam.tokens[-1] for beam in beams]))
             log_probabilities = search.tokens.log_probabilities(y)
     return ended
 

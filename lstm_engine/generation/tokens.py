@@ -47,9 +47,9 @@ def score_meaning(graph: Graph, output: str) -> str:
 class TokenModel:
     """How tokens go into a model's steps and scores come out: checked once, the same for each of its streams.
 
-    ``count``: scores a step; ``inputs``: shape of one step's token; ``dtype``: of an id; ``scores``: dtype that tokens are
-    drawn from; ``direct``: whether steps write it, and every token is an id; ``probabilities``: whether the scores are
-    that.
+    ``count``: scores a step; ``inputs``: shape of one step's token; ``dtype``: of an id; ``scores``: the dtype that
+    tokens are drawn from; ``direct``: whether steps write that, and take every token; ``probabilities``: whether the
+    scores are such.
 
     Raises InputError for a model that does not generate, ModelFormatError for a vocabulary that contradicts it.
     """
@@ -111,10 +111,6 @@ class TokenModel:
         """Where scores of a step go. ``tell``: log-probabilities are wanted, too."""
         return ScoreTable(self.count, self.scores, self.probabilities, tell)
 
-    def rows(self, ids: Sequence[int]) -> np.ndarray:
-        """Tokens as a pool takes them, one for each of its slots."""
-        return np.array(ids, self.dtype).reshape(len(ids), *self.inputs)
-
     def logarithms(self, y: np.ndarray) -> np.ndarray:
         """Steps' outputs as logits or log-probabilities [steps, V] in float64."""
         scores = y.reshape(-1, self.count).astype(np.float64)
@@ -148,6 +144,12 @@ class TokenModel:
         else:
             for token in ids:
                 yield stream.step(token).reshape(1, self.count)
+
+
+def rows_for(pool: StreamPool, ids: Sequence[int]) -> np.ndarray:
+    """Tokens as a pool takes them, one for each of its slots."""
+    (spec,) = pool.inputs
+    return np.array(ids, spec.dtype).reshape(len(ids), *_sizes(spec.shape))
 
 
 class Writer:

@@ -102,7 +102,8 @@ class Vocabulary:
         if strange:
             raise ModelFormatError(listed(origin, strange))
         content = described.get(VOCABULARY_KEY)
-        tokens = [chr(byte) for byte in range(_BYTES)] if content is None else _tokens_of(content, origin)
+        listless = content is None and words[UNIT_KEY] == "byte"
+        tokens = [chr(byte) for byte in range(_BYTES)] if listless else _tokens_of(content, origin)
         try:
             return Vocabulary(tokens, **words)
         except ModelFormatError as fault:
