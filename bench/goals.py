@@ -34,6 +34,14 @@ BATCH_BFLOAT16: Final = {256: 1.5, 512: 1.3}
 STACKS: Final = ("2x128", "3x256", "3x480", "6x320")
 #: To our one thread; the fastest other's two threads are to be a tenth slower in each.
 SEQUENCE_THREADS: Final = {"sequence-h256-b1": 1.3, "sequence-h512-b1": 1.2, "sequence-h256-b16": 1.3}
+#: Tokens drawn: the row, how many times as fast, as whom.
+TOKENS: Final = (
+    ("tokens", 1.8, "onnxruntime*", "onnxruntime"),
+    ("tokens-t2", 4, "onnxruntime*", "onnxruntime"),
+    ("tokens-int8", 6, "onnxruntime*", "onnxruntime"),
+    ("tokens", 5, "torch", "PyTorch"),
+    ("tokens-2x64", 10, "onnxruntime*", "onnxruntime"),
+)
 BUSY_MEAN, BUSY_MEDIAN, PACED = 1.1, 1.3, 1.05
 TIE: Final = 1.02  # what counts as not slower: medians of equal code differ by as much
 
@@ -126,6 +134,8 @@ def goals(rows: Rows) -> Iterator[Goal]:
     for name, factor in SEQUENCE_THREADS.items():
         yield _threads(name, factor)
         yield _ahead(f"{name}-t2", 1.1)
+    for name, factor, pattern, whom in TOKENS:
+        yield _ahead(name, factor, pattern, whom)
     yield from _special_goals()
     for name, row in rows.items():
         if row["kind"] == "zoo" and fastest_peer(row, ORT) is not None:
