@@ -298,9 +298,9 @@ def by_chance(draw, scores, weights):  # type: ignore[no-untyped-def]
     i = 0
     while i < count:
         weight = number(weights + 8 * i)
-        if weight >= least and weight > 0.0:
-            total += weight
-            last = i
+        counted = weight if weight >= least else 0.0
+        last = i if counted > 0.0 else last  # choices, not branches: which weights are 0 is not to be guessed
+        total += counted
         set_number(sums + 8 * i, total)
         i += 1
     state = word(draw + RANDOM) + GOLDEN

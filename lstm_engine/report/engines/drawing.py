@@ -17,15 +17,16 @@ likeliest: Final = methodcaller("argmax")
 
 
 class Drawn:
-    """A token drawn with these settings as somebody who knows NumPy would write it: only the top k are sorted."""
+    """A token drawn with these settings as it is mostly written: mask, softmax, sort, choice."""
 
     def __init__(self) -> None:
-        self.random = np.random.default_rng(SEED).random
+        self.choice = np.random.default_rng(SEED).choice
 
     def __call__(self, scores: np.ndarray) -> int:
-        scaled = scores.reshape(-1) / TEMPERATURE
-        likely = np.argpartition(scaled, -TOP_K)[-TOP_K:]
-        likely = likely[np.argsort(-scaled[likely])]
-        sums = np.cumsum(np.exp(scaled[likely] - scaled[likely[0]]))
-        kept = np.searchsorted(sums, TOP_P * sums[-1]) + 1
-        return int(likely[np.searchsorted(sums[:kept], self.random() * sums[kept - 1], side="right")])
+        logits = scores.reshape(-1).astype(np.float64) / TEMPERATURE
+        logits[logits < np.partition(logits, -TOP_K)[-TOP_K]] = -np.inf
+        chances = np.exp(logits - logits.max())
+        chances /= chances.sum()
+        order = np.argsort(-chances)
+        chances[order[np.cumsum(chances[order]) - chances[order] > TOP_P]] = 0
+        return int(self.choice(chances.size, p=chances / chances.sum()))
