@@ -331,7 +331,7 @@ def test_weights_of_fewer_bits(warm_environment: dict[str, str], tmp_path: Path)
         assert_same_bits(other, first)
 
 
-WIDE: Final = ("parity", "properties", "instructions", "maths", "zoo", "random_operators")
+WIDE: Final = ("parity", "properties", "instructions", "maths", "sampling", "zoo", "random_operators")
 
 
 @x86
