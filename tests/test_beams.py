@@ -242,7 +242,7 @@ def test_stop_texts_end_each_for_itself(model: le.Model) -> None:
     texts = ["a", "abc", "", "hg", "d", "e"]
     chosen = {"temperature": 2.0}
     whole = one_by_one(model, texts, chosen, max_tokens=60, stop=())
-    stops = [whole[0][5:8], whole[1][3], whole[2][10:12] + "§"]
+    stops = [whole[0][5:8], whole[1][3], whole[2][10:12] + "§", whole[4][:4]]
     expected = one_by_one(model, texts, chosen, max_tokens=60, stop=stops)
     found = le.generate_many(model, texts, max_tokens=60, sampler=le.Sampler(**chosen, seed=7), stop=stops, width=4)
     assert found == expected

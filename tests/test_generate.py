@@ -8,6 +8,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -351,6 +352,18 @@ def test_two_generations_may_take_turns(model: le.Model) -> None:
         pairs.append(pair)
         stream.fork().step(3, out=other)
     assert [list(tokens) for tokens in zip(*pairs, strict=True)] == [alone(1), alone(2)]
+
+
+def test_generations_in_many_threads_are_each_their_own() -> None:
+    loaded = le.load(token_model(hidden=64))
+
+    def tokens(seed: int) -> list[int]:
+        sampler = le.Sampler(1.2, top_k=6, repetition_penalty=1.1, seed=seed)
+        return list(le.generate(loaded.stream(), [2], max_tokens=400, sampler=sampler, stop=()))
+
+    alone = [tokens(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(tokens, range(8))) == alone
 
 
 def test_steps_between_tokens_go_their_own_way(model: le.Model) -> None:

@@ -66,7 +66,8 @@ class _Row:
     stop_texts: tuple[str, ...]
     spell: Callable[[int], str] | None
     ids: list[int] = field(default_factory=list)
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
+    tail: str = ""
     reading: bool = True
 
     def read_on(self) -> None:
@@ -88,12 +89,16 @@ class _Row:
         return len(self.ids) >= most
 
     def _ended(self, piece: str) -> bool:
-        """Whether a stop text ends with this piece of text, which is then cut off."""
-        longest = max(map(len, self.stop_texts), default=1)
-        first = max(len(self.text) - longest + 1, 0)
-        self.text += piece
-        found = [at for at in (self.text.find(stop, first) for stop in self.stop_texts) if at >= 0]
-        self.text = self.text[: min(found)] if found else self.text
+        """Whether a stop text ends with this piece of text: it is then cut off."""
+        self.pieces.append(piece)
+        recent = self.tail + piece
+        found = [at for at in map(recent.find, self.stop_texts) if at >= 0]
+        if found:
+            whole = "".join(self.pieces)
+            self.pieces = [whole[: len(whole) - len(recent) + min(found)]]
+        else:
+            shared = max(map(len, self.stop_texts), default=1) - 1  # a stop text that goes on has begun there
+            self.tail = recent[-shared:] if shared else ""
         return bool(found)
 
 
@@ -159,7 +164,7 @@ class _Batch:
         drawn = self._drawn(scores.astype(self.tokens.scores, copy=False), fed)
         for row, token in zip(rows, drawn, strict=True):
             if not row.reading and row.take(token, self.most):
-                self.results[row.number] = row.ids if row.spell is None else row.text
+                self.results[row.number] = row.ids if row.spell is None else "".join(row.pieces)
                 self.pool.close(row.slot)
         self.rows = [row for row in rows if row.number not in self.results]
 

@@ -208,12 +208,20 @@ def _parsed(text: str, origin: str) -> Any:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        seen: set[str] = set()
-        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    double = _double(key for key, _ in pairs)
+    if double is not None:
         raise ValueError(f"the key {double!r:.80} stands twice")
-    return made
+    return dict(pairs)
+
+
+def _double(texts: Iterable[str]) -> str | None:
+    """The first text that stands there a second time."""
+    seen: set[str] = set()
+    for text in texts:
+        if text in seen:
+            return text
+        seen.add(text)
+    return None
 
 
 def _tokens_of(content: Any, origin: str) -> Sequence[str]:
@@ -239,10 +247,8 @@ def _faults(tokens: Sequence[str], unit: str, special: Mapping[str, str]) -> lis
         for key, token in special.items()
         if token and token not in known
     ]
-    counted = [token for token in tokens if token]  # nothing at all may stand for several that are never seen
-    if len(set(counted)) < len(counted):
-        seen: set[str] = set()
-        double = next(token for token in counted if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+    double = _double(filter(None, tokens))  # nothing at all may stand for several that are never seen
+    if double is not None:
         faults.append(f"the token {double!r:.80} stands twice")
     if unit == "byte" and [*tokens[:_BYTES]] != [chr(byte) for byte in range(_BYTES)]:
         faults.append(f"the first {_BYTES} tokens of bytes are not the characters of these codes")
