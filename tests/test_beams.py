@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import CHAR, LETTERS, make_lstm_model, token_model
-from onnx import load_from_string, numpy_helper
+from onnx import TensorProto, helper, load_from_string, numpy_helper
 
 import lstm_engine as le
 
@@ -106,6 +106,22 @@ def test_a_search_goes_on_from_where_the_stream_is(model: le.Model) -> None:
     greedy = list(le.generate(model.stream(), [2, 3, 4, 5], max_tokens=5, sampler=le.Sampler(0), stop=()))
     (only,) = le.beam_search(stream, [5], width=1, max_tokens=5, stop=())
     assert list(only.tokens) == greedy
+
+
+def test_constants_of_the_stream_are_those_of_the_search() -> None:
+    changed = load_from_string(token_model())
+    (output,) = changed.graph.output
+    changed.graph.node.append(helper.make_node("Add", [output.name, "favour"], ["favoured"]))
+    output.name = "favoured"
+    changed.graph.input.append(helper.make_tensor_value_info("favour", TensorProto.FLOAT, [len(LETTERS)]))
+    loaded = le.load(changed.SerializeToString())
+    favour = np.zeros(len(LETTERS), np.float32)
+    favour[7] = 50
+    stream = loaded.stream(constants={"favour": favour})
+    (beam,) = le.beam_search(stream, "ab", width=1, max_tokens=3)
+    assert beam.tokens == (7, 7, 7)
+    assert list(le.generate(stream.fork(), [2, 3], max_tokens=3, sampler=le.Sampler(0))) == [7, 7, 7]
+    assert le.score(stream, [7, 7], prompt="ab").perplexity == pytest.approx(1)
 
 
 def test_a_beam_may_end_at_once(small: le.Model) -> None:
