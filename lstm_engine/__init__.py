@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .session import InferenceSession
     from .state import State
     from .stream import Stream
+    from .trace import Trace
 
 __version__ = "0.1.0"
 
@@ -61,6 +62,7 @@ _HOMES = {
     "StreamingError": "errors",
     "TargetError": "errors",
     "TensorSpec": "graph",
+    "Trace": "trace",
     "UnsupportedModelError": "errors",
     "Vocabulary": "generation",
     "beam_search": "generation",
@@ -87,6 +89,7 @@ __all__ = [
     "StreamingError",
     "TargetError",
     "TensorSpec",
+    "Trace",
     "UnsupportedModelError",
     "Vocabulary",
     "__version__",
