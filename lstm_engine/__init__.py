@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import (
+        BusyError,
         InputError,
         LstmEngineError,
         ModelFormatError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .graph import TensorSpec
     from .model import Model, load
     from .pool import StreamPool
+    from .serving import AsyncPool, AsyncStream
     from .session import InferenceSession
     from .state import State
     from .stream import Stream
@@ -46,7 +48,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncPool": "serving",
+    "AsyncStream": "serving",
     "Beam": "generation",
+    "BusyError": "errors",
     "InferenceSession": "session",
     "InputError": "errors",
     "Likelihood": "generation",
@@ -73,7 +78,10 @@ _HOMES = {
     "stream_generate": "generation",
 }
 __all__ = [
+    "AsyncPool",
+    "AsyncStream",
     "Beam",
+    "BusyError",
     "InferenceSession",
     "InputError",
     "Likelihood",
