@@ -614,6 +614,8 @@ RUNG: Final = -3  # done, and a helping thread would have been of use that sleep
 STALE: Final = -5  # a handle of no open slot
 TWICE: Final = -6  # a slot twice in one call
 ABSENT: Final = -4  # an instruction whose kernel this image does not have
+UNDRAWN: Final = -5  # no token can be drawn from these scores
+SAMPLER_BUSY: Final = -6  # another caller is drawing with this sampler
 
 
 class Worker(IntEnum):

@@ -46,6 +46,16 @@ _ENTRIES: Final = MappingProxyType(
     }
 )
 
+_SAMPLING: Final = MappingProxyType(
+    {
+        "step_and_draw": Export("step_and_draw", "iii"),
+        "step_and_draw_nogil": Export("step_and_draw", "iii", nogil=True),
+        "draw_one": Export("draw_one", "iiii"),
+        "draw_rows": Export("draw_rows", "iiiiii", nogil=True),
+        "read": Export("read", "iii"),
+    }
+)
+
 
 @functools.cache
 def image(precision: str, kernel_set: str) -> Image:
@@ -82,9 +92,26 @@ def entries() -> Image:
     return Image("entries", _ENTRIES, compiled)
 
 
+@functools.cache
+def sampling() -> Image:
+    """What draws tokens from scores, after a step of any executor."""
+
+    def compiled(progress: Progress) -> bytes:
+        from .jit import compile_image
+        from .kernels.sampling import ways_in
+
+        return compile_image("sampling", _SAMPLING, ways_in)
+
+    return Image("sampling", _SAMPLING, compiled)
+
+
 def needed(precision: str) -> list[Image]:
     """All that models of a precision may ask for, but for what only traces need."""
-    return [entries(), *(image(precision, name) for name, codes in KERNEL_SETS.items() if not codes & _TRACED)]
+    return [
+        entries(),
+        sampling(),
+        *(image(precision, name) for name, codes in KERNEL_SETS.items() if not codes & _TRACED),
+    ]
 
 
 def entry(nogil: bool) -> Callable[[int, Any, Any], int]:

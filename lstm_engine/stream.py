@@ -34,12 +34,14 @@ class Stream:
     file allows, and ``inputs`` and ``outputs`` have None for what it leaves open.
 
     Belongs to one caller at a time: used by two at once it raises StateError. A call that fails leaves the state
-    as it was. ``inputs``, ``outputs``: what a step takes and gives, without time axis.
+    as it was. ``inputs``, ``outputs``: what a step takes and gives, without time axis; ``constants``: the inputs that
+    never change.
     """
 
     __slots__ = (
         "_box", "_enter_step", "_fresh_shape", "_last_chunk", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
-        "_ports_in", "_ports_out", "_runner", "_scalar", "_single", "_step_ends", "batch", "inputs", "model", "outputs",
+        "_ports_in", "_ports_out", "_runner", "_scalar", "_single", "_step_ends", "batch", "constants", "inputs",
+        "model", "outputs",
     )  # fmt: skip
 
     def __init__(self, model: Model, batch: int = 1, constants: Mapping[str, Any] | None = None) -> None:
@@ -47,11 +49,12 @@ class Stream:
             raise InputError(f"batch={batch!r}: expected a positive number of rows")
         graph = fold(bind_constants(model.graph, constants)) if constants else model.graph
         lowered = model.streamable(graph, batch, tuple(sorted(constants)) if constants else ())
-        self._set_up(model, batch, lowered)
+        self._set_up(model, batch, lowered, dict(constants or {}))
 
-    def _set_up(self, model: Model, batch: int, lowered: Streamable) -> None:
+    def _set_up(self, model: Model, batch: int, lowered: Streamable, constants: Mapping[str, Any]) -> None:
         self.model = model
         self.batch = batch
+        self.constants = constants
         self._install(lowered, Runner(lowered.program))
         self.inputs = tuple(_step_spec(port) for port in self._ports_in)
         self.outputs = tuple(_step_spec(port) for port in self._ports_out)
@@ -136,6 +139,11 @@ class Stream:
             whole = (int, np.integer)
             self._scalar = whole if x.dtype.kind in "iu" else (float, np.floating, *whole)
             self._box = np.zeros(lean_shapes[0] if lean_shapes[0] is not None else step_shape(x), x.dtype)
+
+    @property
+    def short_way(self) -> Runner | None:
+        """What a step needs no more of than the addresses of its input and its output, None where it is longer."""
+        return self._runner if self._single else None
 
     def _boxed(self, x: Any) -> np.ndarray:
         """A Python number as an array, without allocating."""
@@ -423,7 +431,7 @@ class Stream:
         """A second stream that continues from here on its own."""
         twin = object.__new__(Stream)
         with self._alone():
-            twin._set_up(self.model, self.batch, self._lowered)
+            twin._set_up(self.model, self.batch, self._lowered, self.constants)
             size = self._lowered.program.state_bytes
             twin._runner.arena[:size] = self._runner.arena[:size]
         return twin
