@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from .allowance import APART, allowance, at_best
 from .cold import TITLES as COLD_TITLES
+from .crowd import CROWD
 from .engines import ENGINES
 from .measure import OURS, SCHEMA
 from .special import AT
@@ -19,7 +20,7 @@ BEGIN, END = "<!-- bench:start -->", "<!-- bench:end -->"
 LOST: Final = "▼"
 BUSY: Final = "†"
 WRONG: Final = "wrong"
-TIMED: Final = ("step", "sequence", "ragged", "character", "speech", "zoo")
+TIMED: Final = ("step", "sequence", "ragged", "character", "tokens", "speech", "zoo")
 #: The rows of a summary.
 SUMMARY: Final = (
     *[f"step-h{H}" for H in (8, 16, 32, 64, 128, 256, 512, 1024)],
@@ -34,6 +35,9 @@ SUMMARY: Final = (
         "bidirectional-2x256",
         "ragged-h128-b64",
         "character",
+        "tokens",
+        "tokens-int8",
+        "tokens-2x64",
         "speech",
     ],
 )
@@ -120,6 +124,7 @@ def described(workload: Workload) -> str:
         "sequence": f"{workload.T} steps, H = {workload.H}",
         "ragged": f"{workload.B} sequences of {workload.lengths.min()}–{workload.T} steps, H = {workload.H}",
         "character": "a character of the character model",
+        "tokens": f"a token drawn, {workload.L} × {workload.H}",
         "speech": "a frame of speech: convolutions, LSTM 128",
     }[workload.kind]
     words = words.replace("a step", "a GRU step").replace("steps,", "GRU steps,") if workload.cell == "GRU" else words
@@ -274,6 +279,18 @@ def paced_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return _special_table(rows, ("p50", "p99", "processor"), "µs a step")
 
 
+def crowd_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """µs a step of one thread and of all, and how many times as many steps all make."""
+    lines = []
+    for row in rows:
+        for name, result in row["engines"].items():
+            engine, threads = name.split(AT)
+            title = f"{row['workload']}: {ENGINES[engine].title}" + f", {threads} threads a call" * (threads != "1")
+            figures = [_microseconds(result[figure]) for figure in ("alone", "together")]
+            lines.append([title, *figures, _times(result["gain"])])
+    return table(["µs a step", "one thread", f"{CROWD} threads", "times as many steps"], lines)
+
+
 def idle_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """µs of processor time in a second of rest."""
     return _special_table(rows, ("processor",), "µs of a second")
@@ -306,11 +323,12 @@ def error_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 _TABLES: Final[Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]]] = {
     **dict.fromkeys(TIMED, timed_table),
-    "character": character_table,
+    **dict.fromkeys(("character", "tokens"), character_table),
     "cold": cold_table,
     "memory": memory_table,
     "busy": busy_table,
     "paced": paced_table,
+    "crowd": crowd_table,
     "idle": idle_table,
 }
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import (
+        BusyError,
         InputError,
         LstmEngineError,
         ModelFormatError,
@@ -23,10 +24,22 @@ if TYPE_CHECKING:
         TargetError,
         UnsupportedModelError,
     )
-    from .generation import Sampler, generate
+    from .generation import (
+        Beam,
+        Likelihood,
+        Piece,
+        Sampler,
+        Vocabulary,
+        beam_search,
+        generate,
+        generate_many,
+        score,
+        stream_generate,
+    )
     from .graph import TensorSpec
     from .model import Model, load
     from .pool import StreamPool
+    from .serving import AsyncPool, AsyncStream
     from .session import InferenceSession
     from .state import State
     from .stream import Stream
@@ -35,11 +48,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncPool": "serving",
+    "AsyncStream": "serving",
+    "Beam": "generation",
+    "BusyError": "errors",
     "InferenceSession": "session",
     "InputError": "errors",
+    "Likelihood": "generation",
     "LstmEngineError": "errors",
     "Model": "model",
     "ModelFormatError": "errors",
+    "Piece": "generation",
     "Sampler": "generation",
     "State": "state",
     "StateError": "errors",
@@ -50,15 +69,26 @@ _HOMES = {
     "TensorSpec": "graph",
     "Trace": "trace",
     "UnsupportedModelError": "errors",
+    "Vocabulary": "generation",
+    "beam_search": "generation",
     "generate": "generation",
+    "generate_many": "generation",
     "load": "model",
+    "score": "generation",
+    "stream_generate": "generation",
 }
 __all__ = [
+    "AsyncPool",
+    "AsyncStream",
+    "Beam",
+    "BusyError",
     "InferenceSession",
     "InputError",
+    "Likelihood",
     "LstmEngineError",
     "Model",
     "ModelFormatError",
+    "Piece",
     "Sampler",
     "State",
     "StateError",
@@ -69,9 +99,14 @@ __all__ = [
     "TensorSpec",
     "Trace",
     "UnsupportedModelError",
+    "Vocabulary",
     "__version__",
+    "beam_search",
     "generate",
+    "generate_many",
     "load",
+    "score",
+    "stream_generate",
 ]
 
 

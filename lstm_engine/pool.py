@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .errors import InputError, StateError, listed
-from .feeds import bind_constants, described, fits, rows_of, shown
+from .feeds import bind_constants, described, fits, rows_of, shown, step_feeds
 from .passes.shapes import fold
 from .slots import Slots
 from .state import State
-from .together import OneByOne, Together, Way, joined
+from .together import OneByOne, Together, Way, joined, known
 
 if TYPE_CHECKING:
     from .model import Model
@@ -43,6 +43,9 @@ class StreamPool:
         self._slots = Slots(capacity)
         self._way: Way = joined(model, graph, constants, self._slots) or OneByOne(model, constants, self._slots)
         self.inputs, self.outputs = self._way.inputs, self._way.outputs
+        (first, *others) = self.outputs
+        single = not others and len(self.inputs) == 1 and self.together
+        self._single = (known(first), np.dtype(first.dtype)) if single else None
         self._lock = threading.Lock()
         _pools.add(self)
 
@@ -133,8 +136,8 @@ class StreamPool:
             more = min(self.capacity, MOST_CAPACITY - self.capacity)
             if not more:
                 raise StateError(f"pool: all of its {self.capacity} slots are open; close() some, or use another pool")
-            self._way.grow(more)
             self._slots.grow(more)
+            self._way.grow(more)
         return self._slots.open()
 
     # --- running -----------------------------------------------------------------------------------------------------
@@ -149,6 +152,12 @@ class StreamPool:
         Raises InputError for X that does not fit or a token id out of range, StateError for a handle that is stale or
         named twice. No slot has then made a step.
         """
+        if self._single is not None and slots.__class__ is np.ndarray and slots.ndim == 1:
+            shape, dtype = self._single
+            target = np.empty((len(slots), *shape), dtype) if out is None else out
+            with self._lock:
+                if self._way.step_at_once(slots, X, target):
+                    return target
         handles = self._slots.handles(slots)
         feeds = self._rows(X, len(handles))
         targets = None if out is None else self._targets(out, len(handles))
@@ -170,25 +179,14 @@ class StreamPool:
         handles = self._slots.handles(slots)
         if len(chunks) != len(handles):
             raise InputError(f"feed: expected a chunk for each of {len(handles)} slots, got {len(chunks)}")
-        named = [self._named(f"feed, chunk {i}", chunk) for i, chunk in enumerate(chunks)]
+        named = [step_feeds(f"feed, chunk {i}", self.inputs, chunk) for i, chunk in enumerate(chunks)]
         with self._lock:
             results = self._way.feed(handles, named)
         return [next(iter(each.values())) if len(each) == 1 else each for each in results]
 
-    def _named(self, subject: str, X: Any) -> Mapping[str, Any]:
-        names = [spec.name for spec in self.inputs]
-        named = X if isinstance(X, Mapping) else {names[0]: X} if len(names) == 1 else None
-        if named is None:
-            raise InputError(f"{subject}: expected {{name: array}} for inputs {', '.join(names)}, got {described(X)}")
-        faults = [f"'{name}' is not an input of a step" for name in named if name not in names]
-        faults += [f"'{spec}' is missing" for spec in self.inputs if spec.name not in named and not spec.optional]
-        if faults:
-            raise InputError(listed(f"{subject} (inputs: {'; '.join(map(str, self.inputs))})", faults))
-        return named
-
     def _rows(self, X: Any, n: int) -> dict[str, np.ndarray]:
         """X by the input's name, in the inputs' dtypes and C-contiguous; zeros for what may be left out."""
-        named, arrays, faults = self._named("step", X), {}, []
+        named, arrays, faults = step_feeds("step", self.inputs, X), {}, []
         for spec in self.inputs:
             try:
                 arrays[spec.name] = rows_of(spec, named.get(spec.name), n)

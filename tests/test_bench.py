@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # bench is no part of the installed package
 
 
-from bench import environment, limits, special, tasks, workloads  # noqa: E402
+from bench import crowd, environment, limits, special, tasks, workloads  # noqa: E402
 from bench.engines import ENGINES  # noqa: E402
 from bench.measure import available, prepared  # noqa: E402
 from bench.tasks import make_task  # noqa: E402
@@ -40,18 +41,20 @@ TINY = {
     "both directions": Workload("tiny-bidirectional", "sequence", 3, 5, D=2, T=4),
     "ragged": Workload("tiny-ragged", "ragged", 3, 5, B=3, T=9),
     "character": WORKLOADS["character"],
+    "tokens": Workload("tiny-tokens", "tokens", 3, 5, L=2, O=50),
     "speech": WORKLOADS["speech"],
 }
 _ALL = frozenset(TINY)
 SERVED = {
     "lstm_engine": _ALL,
     "lstm_engine_fresh": {"step", "stack", "streams", "gru step", "character", "speech"},
+    "lstm_engine_lone": {"streams"},
     "onnxruntime": _ALL,
     "onnxruntime_bound": _ALL,
     "openvino": _ALL,
     "torch": _ALL - {"speech"},
     "torch_cell": {"step", "stack", "streams"},
-    "numpy": {"step", "stack", "streams", "sequence", "character"},
+    "numpy": {"step", "stack", "streams", "sequence", "character", "tokens"},
 }
 #: Which lesser precisions an engine has, and for what.
 LESSER = {
@@ -139,7 +142,7 @@ def test_both_directions_and_upper_layers_have_phases_of_their_own() -> None:
     assert [phase.flops for phase in stack.phases] == [2 * 2 * 20 * width * 7 for width in (3, 5, 10, 5)]
 
 
-@pytest.mark.parametrize("name", ["character", "speech"])
+@pytest.mark.parametrize("name", ["character", "tokens-2x64", "speech"])
 def test_a_model_has_the_weights_that_its_limit_counts(name: str, tmp_path: Path) -> None:
     workload = WORKLOADS[name]
     weights = make_task(workload, tmp_path).weights
@@ -528,6 +531,17 @@ def test_paced_steps_tell_latency_and_processor_time(tmp_path: Path) -> None:
     assert set(found["engines"]) == {"lstm_engine@1", "lstm_engine@2"}
     assert all(figures["calls"] == BRIEF.paced for figures in found["engines"].values())
     assert 0 < found["limit"]["p50"] < 1
+
+
+def test_a_crowd_is_held_against_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "TURN", 0.01)
+    found = crowd.crowd(*_own("crowd", tmp_path), BRIEF)
+    assert set(found["engines"]) == {"lstm_engine@1", "lstm_engine@2"}
+    for figures in found["engines"].values():
+        assert 0 < figures["alone"] < 1
+        assert 0 < figures["together"] < 1
+        assert figures["gain"] > 0
+    assert threading.active_count() < crowd.CROWD
 
 
 def test_an_idle_process_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

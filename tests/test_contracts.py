@@ -91,7 +91,7 @@ assert not {{"onnx", "onnxruntime", "typer", "rich", "torch"}} & {{name.split(".
 
 # --- layers -----------------------------------------------------------------------------------------------------------
 
-_VALUES = {"errors", "vocabulary", "encoding", "machine", "graph"}
+_VALUES = {"errors", "vocabulary", "encoding", "machine", "graph", "locks"}
 #: What each room may import, besides the standard library and NumPy.
 MAY_IMPORT: Final[dict[str, set[str]]] = {
     "__init__": set(),
@@ -100,7 +100,8 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "vocabulary": set(),
     "encoding": set(),
     "machine": {"errors"},
-    "image": {"machine"},
+    "locks": set(),
+    "image": {"locks", "machine"},
     "codegen": {"machine"},
     "jit": {"codegen", "image", "machine"},
     "graph": {"errors"},
@@ -124,16 +125,18 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "pages": {"errors"},
     "trace": {*_VALUES, "calls", "pages", "passes", "program", "reference"},
 }
+MAY_IMPORT["many"] = {*_VALUES, "passes", "program"}
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
 MAY_IMPORT["program"] |= {"pages", "precision"}
-MAY_IMPORT["staged"] = {"graph", "passes", "reference"}
+MAY_IMPORT["staged"] = {"graph", "locks", "passes", "reference"}
 MAY_IMPORT["model"] |= {"staged"}
 MAY_IMPORT["feeds"] = {"errors", "graph", "reference"}
 MAY_IMPORT["stream"] |= {"feeds"}
 for _top in ("generation", "session", "onnx_backend"):
     MAY_IMPORT[_top] = {*_LOWER, "model", "feeds"}
 MAY_IMPORT["report"] = {*_LOWER, "model", "feeds", "generation"}
+MAY_IMPORT["serving"] = {"errors", "feeds", "graph", "model", "pool", "state"}
 MAY_IMPORT["signals"] = set()
 MAY_IMPORT["terminal"] = {"errors"}
 MAY_IMPORT["cli"] = {*_LOWER, "model", "feeds", "generation", "session", "report", "signals", "terminal", "__version__"}
@@ -265,7 +268,8 @@ def test_exports() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         le.nothing  # noqa: B018
     wanted = {
-        "load", "Model", "Stream", "State", "InferenceSession", "Sampler", "generate", "TensorSpec", "LstmEngineError",
+        "load", "Model", "Stream", "State", "InferenceSession", "Sampler", "generate", "stream_generate", "generate_many",
+        "beam_search", "score", "Vocabulary", "Piece", "Beam", "Likelihood", "TensorSpec", "LstmEngineError",
         "ModelFormatError", "UnsupportedModelError", "InputError", "StreamingError", "StateError",
         "TargetError",
     }  # fmt: skip

@@ -51,7 +51,7 @@ def heatmaps(
     return made
 
 
-def _figure_class() -> Any:
+def _figure_class() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as fault:

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-from itertools import repeat
-from typing import Any
+from itertools import islice, repeat
+from typing import Any, Final
 
 import numpy as np
 
 from ...errors import LstmEngineError
+from ...generation import Sampler
+from ...generation.tokens import TokenModel, Writer
 from ...model import Model, load
 from ...stream import Stream
-from . import Arrays, Fed, Fixed, Job, NotServedError, Run
+from . import Arrays, Fed, Fixed, Job, NotServedError, Run, drawing
 
+OPEN: Final = 10_000  # slots of a pool of which some make a step
 #: What load() calls the file's own precision.
 _OWN = ("float32", "float64")
 
 
 def prepare(name: str, job: Job) -> Run:
     """The job on this engine. Raises NotServedError."""
-    fresh, alone = name == "lstm_engine_fresh", name == "lstm_engine_one"
+    fresh, alone, lone = (name == f"lstm_engine_{way}" for way in ("fresh", "one", "lone"))
     if alone and job.threads == 1:
         raise NotServedError("one thread is shown beside several")
     if fresh and not (job.steps and job.threads == 1):
         raise NotServedError("fresh results are shown for steps on one thread")
+    if lone and not (job.steps and job.batch > 1):
+        raise NotServedError("lone streams are shown beside those that step together")
     try:
         model = load(
             job.path,
             precision=None if job.precision in _OWN else job.precision,
-            threads=1 if alone else job.threads,
+            threads=1 if alone or lone else job.threads,
             constants=dict(job.constants) or None,
             **job.loading,
         )
         if not job.steps:
             return Call(model, job)
+        if lone:
+            return Lone(model, job)
+        if job.batch > 1 and job.next_token is None:
+            return Together(model, job)
         stream = model.stream(batch=job.batch)
-        if job.greedy:
+        if isinstance(job.next_token, drawing.Drawn):
+            if fresh:
+                raise NotServedError("a token is drawn in the call that makes its scores")
+            return Drawn(stream, job)
+        if job.next_token is not None:
             return (FreshTokens if fresh else Tokens)(stream, job)
         return (Fresh if fresh or len(stream.outputs) > 1 else Step)(stream, job)
     except LstmEngineError as fault:
@@ -96,6 +109,57 @@ class Fresh(Step):
         self.y = y
 
 
+class Together(Fed):
+    """pool.step(slots, X, out=Y) of some among many open slots, in no order."""
+
+    def __init__(self, model: Model, job: Job) -> None:
+        self.pool = model.pool(OPEN)
+        draw = np.random.default_rng(job.batch)
+        self.slots = draw.permutation([self.pool.open() for _ in range(OPEN)])[: job.batch]
+        self.data = job.data
+        self.x = {spec.name: _rows(self.data[spec.name], job.batch) for spec in self.pool.inputs}
+        self.y = self.pool.step(self.slots, self.x)
+        self.reset()
+
+    def reset(self) -> None:
+        for slot in self.slots:
+            self.pool.reset(int(slot))
+
+    def loop(self, n: int) -> None:
+        step, slots, x, y = self.pool.step, self.slots, self.x, self.y
+        for _ in repeat(None, n):
+            step(slots, x, out=y)
+
+    def read(self) -> dict[str, np.ndarray]:
+        results = self.y if isinstance(self.y, dict) else {self.pool.outputs[0].name: self.y}
+        return {name: np.array(array) for name, array in results.items()}
+
+
+class Lone(Fed):
+    """stream.step(x, out=y) of as many streams, one after another."""
+
+    def __init__(self, model: Model, job: Job) -> None:
+        self.streams = [model.stream() for _ in range(job.batch)]
+        self.data = job.data
+        (spec,), (self.output,) = self.streams[0].inputs, self.streams[0].outputs
+        self.x = [row.reshape(spec.shape) for row in _rows(self.data[spec.name], job.batch)]
+        self.y = np.stack([stream.step(x) for stream, x in zip(self.streams, self.x, strict=True)])
+        self.reset()
+
+    def reset(self) -> None:
+        for stream in self.streams:
+            stream.reset()
+
+    def loop(self, n: int) -> None:
+        ways = [(stream.step, x, y) for stream, x, y in zip(self.streams, self.x, self.y, strict=True)]
+        for _ in repeat(None, n):
+            for step, x, y in ways:
+                step(x, out=y)
+
+    def read(self) -> dict[str, np.ndarray]:
+        return {self.output.name: np.array(self.y)}
+
+
 class Tokens(Step):
     """token = argmax of stream.step(token, out=logits)."""
 
@@ -115,6 +179,32 @@ class Tokens(Step):
         self.token = token
 
 
+class Drawn:
+    """What le.generate(stream, token, sampler=…) iterates over: a step and the next token in one call."""
+
+    def __init__(self, stream: Stream, job: Job) -> None:
+        sampler = Sampler(drawing.TEMPERATURE, drawing.TOP_K, drawing.TOP_P, drawing.SEED)
+        self.stream, self.inputs = stream, [*job.data]
+        self.writer = Writer(TokenModel.of(stream), stream, sampler)
+        self._go_on_from(0)
+
+    def _go_on_from(self, token: int) -> None:
+        self.tokens = self.writer.drawn([token], frozenset())
+
+    def reset(self) -> None:
+        self.stream.reset()
+
+    def write(self, feeds: Arrays) -> None:
+        self._go_on_from(next(int(feeds[name].item()) for name in self.inputs))
+
+    def loop(self, n: int) -> None:
+        for _ in islice(self.tokens, n):
+            pass
+
+    def read(self) -> dict[str, np.ndarray]:
+        return {self.stream.outputs[0].name: self.writer.table.place.copy()}
+
+
 class FreshTokens(Tokens):
     """token = argmax of stream.step(token)."""
 
@@ -124,6 +214,12 @@ class FreshTokens(Tokens):
             logits = step(token)
             token = int(logits.argmax())
         self.token, self.y = token, logits
+
+
+def _rows(array: np.ndarray, batch: int) -> np.ndarray:
+    """A view [batch, …] of the inputs of one call, whose other leading axes have one place."""
+    axis = array.shape.index(batch)
+    return array.reshape(array.shape[axis:])
 
 
 def _as_step(array: np.ndarray, shape: Any) -> np.ndarray:
