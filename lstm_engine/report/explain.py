@@ -224,7 +224,7 @@ def _with_tokens(
     if fed is None or not walk.layers or fed.shape != (*next(iter(walk.layers[0].arrays.values())).shape[:2], 1):
         return walk
     ids = fed[:, :, 0].astype(np.int64)
-    joined = vocabulary is not None and " " in vocabulary.tokens
+    joined = vocabulary is not None and vocabulary.unit != "word"
     if vocabulary is not None:
         labels = [[_text(vocabulary, token) for token in step] for step in ids.tolist()]
         walk = replace(walk, labels=labels, joined=joined)
