@@ -403,14 +403,14 @@
   const labelled = (text, control, wide) => el("label", wide ? { class: "wide" } : {}, text, control);
 
   function controls() {
-    inputs.layer = el("select", { onchange: (e) => choose({ layer: Number(e.target.value) }) },
+    inputs.layer = el("select", { id: "layer", onchange: (e) => choose({ layer: Number(e.target.value) }) },
       ...data.layers.map((each, at) => el("option", { value: at }, `${each.name} (${each.op}, ${each.units})`)));
-    inputs.unit = el("input", { type: "number", min: 0, onchange: (e) => choose({ unit: Number(e.target.value) }) });
-    inputs.step = el("input", { type: "range", min: 0, max: T - 1, step: 1, oninput: (e) => { stop(); choose({ step: Number(e.target.value) }); } });
-    inputs.order = el("select", { onchange: (e) => choose({ order: e.target.value }) });
+    inputs.unit = el("input", { id: "unit", type: "number", min: 0, onchange: (e) => choose({ unit: Number(e.target.value) }) });
+    inputs.step = el("input", { id: "step", type: "range", min: 0, max: T - 1, step: 1, oninput: (e) => { stop(); choose({ step: Number(e.target.value) }); } });
+    inputs.order = el("select", { id: "order", onchange: (e) => choose({ order: e.target.value }) });
     inputs.play = el("button", { type: "button", id: "play", onclick: toggle }, "Play");
     if (data.rows > 1) {
-      inputs.row = el("select", { onchange: (e) => choose({ row: Number(e.target.value) }) },
+      inputs.row = el("select", { id: "row", onchange: (e) => choose({ row: Number(e.target.value) }) },
         ...Array.from({ length: data.rows }, (_, row) => el("option", { value: row }, String(row))));
     }
     const by = (step) => () => { stop(); choose({ step: chosen.step + step }, true); };
@@ -524,7 +524,7 @@
   function showCell(lit) {
     const picture = $("cell");
     picture.replaceChildren();
-    picture.classList.toggle("unseen", layer().op !== "LSTM");
+    picture.toggleAttribute("hidden", layer().op !== "LSTM");
     if (layer().op !== "LSTM") return;
     const { old } = kept("f", "c", value("i") * value("g"));
     const wire = (path, phase) => drawn("path", { d: path, class: phase === lit ? "wire lit" : "wire" });
