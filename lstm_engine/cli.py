@@ -336,6 +336,9 @@ def explain(
     source: Annotated[
         Path | None, typer.Option("--input", "-i", help="Readings: .npz, .npy, or .csv with a step a line.")
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Labelled text (.json); default: labelled.json beside MODEL, if there is one.")
+    ] = None,
     length: Annotated[int, typer.Option(min=1, help="Steps, where neither text nor readings say.")] = 200,
     layer: Annotated[list[str] | None, typer.Option(help="Show only this layer; repeatable.")] = None,
     target: Annotated[
@@ -343,17 +346,22 @@ def explain(
     ] = None,
 ) -> None:
     """Write a page that shows what the gates did with a text or with readings, step by step."""
-    if sum(given is not None for given in (text, prompt, source)) > 1:
-        raise typer.BadParameter("--text, --prompt and --input exclude each other")
+    given = sum(one is not None for one in (text, prompt, source, labels))
+    if given > 1:
+        raise typer.BadParameter("--text, --prompt, --input and --labels exclude each other")
     page = Path(f"{model.stem}.explain.html") if target is None else target
     _check_folder(page)
     from .pages import walk
     from .report.explain import Request, explained, read_csv
+    from .report.labelled import BESIDE, read_labelled
 
+    beside = model.parent / BESIDE
+    place = beside if not given and beside.is_file() else labels
+    labelled = None if place is None else read_labelled(place)
     feeds = None if source is None else read_csv(source) if source.suffix == ".csv" else _read_arrays(source)
     loaded = options.load(model)
     with waiting("running"):
-        shown = explained(loaded, Request(text, prompt, length, feeds, layer or ()))
+        shown = explained(loaded, Request(text, prompt, length, feeds, layer or (), labelled))
     _write_page(page, walk.page(shown))
 
 

@@ -16,6 +16,7 @@ from ..generation import Sampler, Vocabulary, generate, score_meaning
 from ..pages.walk import Candidates, Signal, Walk
 from ..program.plan import lower_run, probe_shapes
 from ..program.program import Port
+from .labelled import Labelled, findings
 
 if TYPE_CHECKING:
     from ..graph import TensorSpec
@@ -31,13 +32,14 @@ _PERIODS: Final = (23, 37, 61, 11)  # steps, of the made-up signals
 @dataclass(frozen=True)
 class Request:
     """What to show. ``text``: to read; ``prompt``: to go on from, ``length`` tokens far; ``feeds``: readings [T, width]
-    or arrays by name; ``layers``: names, none for all."""
+    or arrays by name; ``labelled``: texts with labels; ``layers``: names, none for all."""
 
     text: str | None = None
     prompt: str | None = None
     length: int = LENGTH
     feeds: Any = None
     layers: Sequence[str] = ()
+    labelled: Labelled | None = None
 
 
 def explained(model: Model, request: Request) -> Walk:
@@ -48,6 +50,8 @@ def explained(model: Model, request: Request) -> Walk:
     vocabulary = Vocabulary.of(model)
     tokens = _token_input(model)
     notes: list[str] = []
+    if request.labelled is not None:
+        return _with_labels(model, request, request.labelled, vocabulary, tokens)
     if request.feeds is not None:
         feeds = _as_feeds(model, request.feeds)
     elif tokens is not None and vocabulary is not None:
@@ -58,6 +62,17 @@ def explained(model: Model, request: Request) -> Walk:
         feeds, notes = _made_up(model, request.length)
     trace = model.trace(feeds)
     return _with_tokens(_page_of(model, trace, request, notes), model, trace, vocabulary, tokens)
+
+
+def _with_labels(
+    model: Model, request: Request, labelled: Labelled, vocabulary: Vocabulary | None, tokens: TensorSpec | None
+) -> Walk:
+    """The page of a labelled text: its labels along the axis, and which units carry them."""
+    if vocabulary is None or tokens is None:
+        raise InputError(f"--labels: {model.graph.origin} reads no words")
+    trace = model.trace({tokens.name: _shaped(model, tokens, np.array(labelled.ids(vocabulary))[:, None])})
+    walk = _with_tokens(_page_of(model, trace, request, ()), model, trace, vocabulary, tokens)
+    return replace(walk, tracks=labelled.tracks, findings=findings(model, trace, labelled, vocabulary))
 
 
 def _page_of(model: Model, trace: Trace, request: Request, notes: Sequence[str]) -> Walk:

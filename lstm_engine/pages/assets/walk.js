@@ -329,7 +329,8 @@
     const of = unit ?? chosen.unit;
     const parts = Object.keys(layer().parts).map((part) => `${part} ${shown(part, step, of)}`);
     const more = signals.flat().slice(0, 4).map((s) => `${s.name} ${s.text(chosen.row * T + step)}`);
-    $("hovered").textContent = `${called(step)} · unit ${of} · ${[...parts, ...more].join(", ")}`;
+    const told = tracks.map((track) => track.at(step)).filter((word) => word).map((word) => ` · ${word}`).join("");
+    $("hovered").textContent = `${called(step)}${told} · unit ${of} · ${[...parts, ...more].join(", ")}`;
   }
 
   // --- choosing -------------------------------------------------------------------------------------------------
@@ -626,7 +627,7 @@
 
   if (labels) $("maps").append(el("div", { id: "reading", tabindex: "0", role: "group", "aria-label": "The text around this step", dir: "auto" }));
   $("maps").append(el("p", { id: "hovered" }), heat);
-  const picture = drawn("svg", { id: "cell", viewBox: "0 0 480 190", "aria-hidden": "true" });
+  const picture = drawn("svg", { id: "cell", viewBox: "-30 0 510 190", "aria-hidden": "true" });
   $("walk").append(el("p", { id: "which" }), picture, el("div", { id: "phases" }));
   if (candidates) {
     $("walk").append(el("h3", {}, "What could come next"), el("p", { id: "came" }),
@@ -636,11 +637,17 @@
   $("more").append(...findings(), ...Object.keys(KINDS).map((kind) => el("section", { id: kind })),
     el("section", { class: "whole" }, el("h2", {}, "Units of the layer"), el("p", { id: "layer-facts" }),
       el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Table of units" }, el("table", { id: "units" }))));
+  const first = data.findings.flatMap((finding) => finding.jumps).find((jump) => jump.unit !== null);
+  if (first) {
+    const at = data.layers.findIndex((each) => each.name === first.layer);
+    Object.assign(chosen, { step: first.step, unit: first.unit, ...(at < 0 ? {} : { layer: at }) });
+  }
   controls();
   build();
   fillOrders();
-  chosen.width = labels ? (data.joined ? 9 : 22) : 0;
+  chosen.width = labels ? (data.joined ? 9 : 30) : 0;
   if (chosen.width && chosen.width * T < plotWidth()) chosen.width = Math.min(44, fitting());
+  choose({});
   paint();
   show();
   Page.onTheme(paint);
