@@ -71,16 +71,16 @@ THING_VERBS: Final = [
     *_verbs("state", "is/are was/were look"),
 ]
 VERBS: Final = list(dict.fromkeys([*PERSON_VERBS, *THING_VERBS]))
-PERSON_STATES: Final = "happy tired hungry kind brave angry famous clever".split()
-THING_STATES: Final = "new broken heavy green dirty expensive".split()
-QUALITIES: Final = "old young small tall strange quiet".split()  # before a person
-THING_QUALITIES: Final = "old small tall strange red blue".split()  # before a thing
-PREPOSITIONS: Final = "near behind beside with under above".split()
-ADVERBS: Final = "often never always still".split()  # before a verb
-TIMES: Final = "today again now here".split()  # after it
-DETERMINERS: Final = {False: "the the the the the one every this".split(), True: "the the the the the some two these".split()}
-LINKS: Final = "because when while".split()  # before a pronoun that is the same subject
-NEW_CLAUSE: Final = "and but while".split()  # before a new subject
+PERSON_STATES: Final = ["happy", "tired", "hungry", "kind", "brave", "angry", "famous", "clever"]
+THING_STATES: Final = ["new", "broken", "heavy", "green", "dirty", "expensive"]
+QUALITIES: Final = ["old", "young", "small", "tall", "strange", "quiet"]  # before a person
+THING_QUALITIES: Final = ["old", "small", "tall", "strange", "red", "blue"]  # before a thing
+PREPOSITIONS: Final = ["near", "behind", "beside", "with", "under", "above"]
+ADVERBS: Final = ["often", "never", "always", "still"]  # before a verb
+TIMES: Final = ["today", "again", "now", "here"]  # after it
+DETERMINERS: Final = {False: ["the"] * 5 + ["one", "every", "this"], True: ["the"] * 5 + ["some", "two", "these"]}
+LINKS: Final = ["because", "when", "while"]  # before a pronoun that is the same subject
+NEW_CLAUSE: Final = ["and", "but", "while"]  # before a new subject
 AGAIN: Final = "and"  # before a second verb of the same subject
 
 #: Pronouns by use, each for a masculine, feminine, neuter and plural subject.
@@ -146,6 +146,8 @@ class Agreement(NamedTuple):
     construction: str
     between: int  # nouns between subject and word
     distractors: int  # those that ask for another form
+    misled: bool  # whether the last of them does
+    aided: bool  # whether an earlier word told of the same subject what this one has to agree in
     depth: int  # 0: of the clause; 1, 2, …: within relative clauses
 
 
@@ -163,9 +165,9 @@ class Text:
 class Label(NamedTuple):
     """What holds at a word."""
 
-    number: str  # of the clause's subject, as far as it has been met: singular, plural, or nothing yet
+    number: str  # singular or plural: the current subject's, from its head to the next one's; nothing before the first
     gender: str
-    role: str  # subject, verb (of the clause), kept (between them), distractor (between, of the other number), or nothing
+    role: str  # subject or verb of the clause; between them distractor (a noun of the other number) or kept; or nothing
 
 
 def labels(text: Text) -> list[Label]:
@@ -178,7 +180,7 @@ def labels(text: Text) -> list[Label]:
         result[start:end] = [Label(number, subject.gender, "")] * (end - start)
     for agreement in verbs:
         subject, at = agreement.subject, agreement.at
-        roles = {i: "kept" for i in range(subject.at + 1, at)}
+        roles = dict.fromkeys(range(subject.at + 1, at), "kept")
         roles |= {i: "distractor" for i in roles if text.words[i] in _FORMS_OF_NUMBER[not subject.plural]}
         for i, role in {**roles, subject.at: "subject", at: "verb"}.items():
             result[i] = result[i]._replace(role=result[i].role if result[i].role == "verb" else role)
@@ -312,17 +314,31 @@ class Writer:
         verbs = THING_VERBS if noun.gender == "n" else PERSON_VERBS
         return [verb for verb in verbs if self.style.allowed(noun, verb)]
 
-    def _agree(self, kind: str, subject: Subject, form: str, others: tuple[str, ...], construction: str, depth: int) -> None:
+    def _agree(
+        self, kind: str, subject: Subject, form: str, others: tuple[str, ...], construction: str, depth: int
+    ) -> None:
         """Say a word that agrees, and note it."""
         self._say(form)
         between = [noun for noun in self._nouns if noun.at > subject.at]
         if kind == "verb":
-            distractors = sum(noun.plural != subject.plural for noun in between)
+            others_form = [noun.plural != subject.plural for noun in between]
+            aided = any(a.subject.at == subject.at for a in self._text.agreements)
         else:
-            distractors = sum(noun.person != subject.person for noun in between)
-        at = len(self._text.words) - 1
+            others_form = [noun.person != subject.person for noun in between]
+            aided = any(a.subject.at == subject.at and a.kind != "verb" for a in self._text.agreements)
         self._text.agreements.append(
-            Agreement(kind, subject, at, others, construction, len(between), distractors, depth)
+            Agreement(
+                kind,
+                subject,
+                len(self._text.words) - 1,
+                others,
+                construction,
+                between=len(between),
+                distractors=sum(others_form),
+                misled=others_form[-1:] == [True],
+                aided=aided,
+                depth=depth,
+            )
         )
 
     # noun phrases
@@ -410,18 +426,31 @@ class Question(NamedTuple):
     choices: tuple[str, ...]
 
 
-def questions(seed: int | str, kinds: Sequence[str], distractors: int, allowed: Allowed = held_out) -> Iterator[Question]:
-    """Questions without end with exactly so many nouns between subject and word, all of which mislead.
+Wanted = Callable[[Agreement], bool]
 
-    A sentence about another subject goes before.
-    """
-    style = Style(allowed, modified=min(0.3 + 0.15 * distractors, 0.8), opposed=True, sentences=(2, 2))
-    for text in Writer(f"{seed} {distractors}", style).texts():
+
+def questions(seed: int | str, wanted: Wanted, style: Style) -> Iterator[Question]:
+    """Questions without end about a text's second sentence or a later one, at most one of each text."""
+    for text in Writer(f"question {seed}", style).texts():
         first = text.words.index(END)
-        fitting = (
-            a
-            for a in text.agreements
-            if a.kind in kinds and a.depth == 0 and a.at > first and a.between == a.distractors == distractors
-        )
-        for a in islice(fitting, 1):
-            yield Question(text.words[: a.at], a, (text.words[a.at], *a.others))
+        fitting = (a for a in text.agreements if a.depth == 0 and a.at > first and wanted(a))
+        for agreement in islice(fitting, 1):
+            yield Question(text.words[: agreement.at], agreement, (text.words[agreement.at], *agreement.others))
+
+
+def misleading(
+    seed: int | str, kinds: Sequence[str], distractors: int, allowed: Allowed = held_out
+) -> Iterator[Question]:
+    """Questions with exactly so many nouns between subject and word, each of which asks for another form."""
+    style = Style(allowed, modified=min(0.3 + 0.15 * distractors, 0.8), opposed=True, sentences=(2, 2))
+
+    def wanted(agreement: Agreement) -> bool:
+        return agreement.kind in kinds and agreement.between == agreement.distractors == distractors
+
+    return questions(f"{seed} {distractors}", wanted, style)
+
+
+def unaided(seed: int | str, wanted: Wanted, allowed: Allowed = held_out) -> Iterator[Question]:
+    """Questions with nouns of any number and gender between subject and word, and no other word that tells the answer:
+    who has forgotten the subject can only guess."""
+    return questions(seed, lambda a: a.between > 0 and not a.aided and wanted(a), Style(allowed, sentences=(2, 2)))

@@ -99,15 +99,14 @@ def train(model: Agreement, record: Record, updates: int) -> None:
         at += STEPS
         mean = loss if update == 0 else 0.995 * mean + 0.005 * loss
         if (update + 1) % 500 == 0:
-            print(f"{time.monotonic() - begin:6.0f} s {update + 1:6d} updates {mean / math.log(2):.4f} bits", flush=True)
+            seconds, bits = time.monotonic() - begin, mean / math.log(2)
+            print(f"{seconds:6.0f} s {update + 1:6d} updates {bits:.4f} bits", flush=True)
     record.updates += updates
     record.minutes += (time.monotonic() - begin) / 60
     record.bits = mean / math.log(2)
 
 
-def train_step(
-    model: Agreement, optimizer: torch.optim.Optimizer, piece: Tensor, state: State
-) -> tuple[float, State]:
+def train_step(model: Agreement, optimizer: torch.optim.Optimizer, piece: Tensor, state: State) -> tuple[float, State]:
     """One update; the state that comes back is cut off from the past's gradients."""
     logits, hn, cn = model(piece[:, :-1], *state)
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten())
