@@ -148,10 +148,14 @@ class Played:
     hidden: np.ndarray
     scores: np.ndarray
 
+    def lead(self, questions: Questions) -> np.ndarray:
+        """[N]: by how much the right choice's score is above the best of the others."""
+        scores = np.take_along_axis(self.scores, questions.choices, axis=1)
+        return np.asarray(scores[:, 0] - scores[:, 1:].max(axis=1))
+
     def right(self, questions: Questions) -> np.ndarray:
         """[N] bool: whether the right choice has the highest score of all choices."""
-        scores = np.take_along_axis(self.scores, questions.choices, axis=1)
-        return np.asarray(np.all(scores[:, :1] > scores[:, 1:], axis=1))
+        return self.lead(questions) > 0
 
 
 # --- playing ----------------------------------------------------------------------------------------------------------
@@ -285,17 +289,16 @@ class Ablated(NamedTuple):
 
     units: tuple[int, ...]
     right: float
-    others: float  # the mean over draws of other units
-    others_least: float
+    others: tuple[float, ...]  # for each draw of other units
 
 
 @dataclass(frozen=True)
 class Carriers:
-    """How a layer carries a label: each unit's correlation [H] with it, and what ablations of the best do.
+    """How a layer carries a label: each unit's correlation [H] with it, and what ablations do.
 
-    ``right``: how often the untouched network answers rightly. ``ablated``: with ever more units, the most correlated
-    first. ``along``: with the direction between the classes held. ``probe``: how often a linear probe of c tells the
-    label of questions it was not fitted to.
+    ``right``: how often the untouched network answers rightly. ``ablated``: with one unit held, then with one more, and
+    so on until the network can only guess. ``along``: with the direction between the classes held. ``probe``: how
+    often a linear probe of c tells the label of questions it was not fitted to.
     """
 
     layer: Layer
@@ -308,45 +311,51 @@ class Carriers:
 
     @property
     def order(self) -> np.ndarray:
-        """Units, the most correlated first."""
+        """All units, the most correlated first."""
         return np.argsort(-np.abs(self.correlation), kind="stable")
 
-    def needed(self, margin: float = 0.05) -> Ablated | None:
-        """The fewest units whose ablation has the network answer within ``margin`` of chance."""
-        return next((one for one in self.ablated if one.right <= self.chance + margin), None)
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The units that were held last: those that carry the label, the most telling first."""
+        return self.ablated[-1].units
 
 
 def carriers(
     model: Model,
     layer: Layer,
     questions: Questions,
-    counts: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16),
+    candidates: int = 12,
+    most: int = 8,
+    margin: float = 0.06,
     draws: int = 8,
     seed: int = 0,
 ) -> Carriers:
     """Find the units of a layer that carry the questions' label.
 
-    The first half of the questions finds units, means and directions; the second half is answered under ablation.
-    ``counts``: how many units are held; ``draws``: how many times as many others are drawn.
+    The first half of the questions chooses, one after another among the ``candidates`` of highest correlation, the
+    unit that takes most of the right choice's lead when it is held as well, until answers are within ``margin`` of
+    chance or ``most`` units are held. The second half is answered with these held, and with as many others, drawn
+    ``draws`` times.
     """
     found, asked = questions[: len(questions) // 2], questions[len(questions) // 2 :]
-    played = play(model, layer, found)
+    chance = 1 / questions.choices.shape[1]
+    played, whole = play(model, layer, found), play(model, layer, asked)
     values, labels = between(played.cells, found)
     correlation = correlations(values, labels)
-    order = np.argsort(-np.abs(correlation), kind="stable")
-    whole = play(model, layer, asked)
+    best = np.argsort(-np.abs(correlation), kind="stable")[:candidates]
+    chosen = _chosen(model, layer, found, played, best.tolist(), most, chance + margin)
+    dice = np.random.default_rng(seed)
 
     def right_with(ablation: Ablation) -> float:
         return float(play(model, layer, asked, ablation).right(asked).mean())
 
-    dice = np.random.default_rng(seed)
     ablated = []
-    for count in (count for count in counts if count <= len(order) // 2):
-        best = tuple(int(unit) for unit in order[:count])
-        drawn = [dice.choice(order[count:], count, replace=False).tolist() for _ in range(draws)]
-        others = [right_with(holding_units(units, played, found)) for units in drawn]
-        right = right_with(holding_units(best, played, found))
-        ablated.append(Ablated(best, right, float(np.mean(others)), min(others)))
+    for count in range(1, len(chosen) + 1):
+        units = chosen[:count]
+        rest = np.setdiff1d(np.arange(len(correlation)), chosen)
+        drawn = [dice.choice(rest, min(count, len(rest)), replace=False).tolist() for _ in range(draws)]
+        others = tuple(right_with(holding_units(other, played, found)) for other in drawn)
+        ablated.append(Ablated(tuple(units), right_with(holding_units(units, played, found)), others))
     return Carriers(
         layer,
         correlation,
@@ -354,5 +363,19 @@ def carriers(
         tuple(ablated),
         right_with(holding_direction(played, found)),
         readable(values, labels, *between(whole.cells, asked)),
-        1 / questions.choices.shape[1],
+        chance,
     )
+
+
+def _chosen(
+    model: Model, layer: Layer, questions: Questions, played: Played, candidates: list[int], most: int, enough: float
+) -> list[int]:
+    """Units in the order in which holding one more takes most of the lead, until no more than ``enough`` is right."""
+    chosen: list[int] = []
+    while candidates and len(chosen) < most:
+        held = [play(model, layer, questions, holding_units([*chosen, unit], played, questions)) for unit in candidates]
+        taken = int(np.argmin([one.lead(questions).mean() for one in held]))
+        chosen.append(candidates.pop(taken))
+        if held[taken].right(questions).mean() <= enough:
+            break
+    return chosen

@@ -100,15 +100,19 @@ def ngram_right(past: np.ndarray, tokens: np.ndarray, order: int) -> float:
     return right / (len(tokens) - 1)
 
 
-def prediction(model: le.Model, tokens: np.ndarray, scores: np.ndarray) -> str:
-    """Next words on held-out texts, beside what needs no network."""
+def prediction(model: le.Model, tokens: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> str:
+    """Next words in texts, beside what needs no network."""
     words = vocabulary(model)
     past = tokens_of(texts("train 0", BASELINE_WORDS, grammar.Style()), words)
-    rows = [["**this model**", f"**{next_right(scores, tokens):.3f}**", f"**{bits_a_word(scores, tokens):.3f}**"]]
-    for order, name in ((5, "5-gram"), (3, "trigram"), (1, "the most frequent word")):
-        bits = common.ngram_bits(past.tolist(), tokens.tolist(), order, len(words))
-        rows.append([name, f"{ngram_right(past, tokens, order):.3f}", f"{bits:.3f}"])
-    return common.table(["", "next word right", "bits a word"], rows)
+    rows = [["**this model**"], ["5-gram"], ["trigram"], ["the most frequent word"]]
+    for text, behind in zip(tokens, scores, strict=True):
+        rows[0] += [f"**{next_right(behind, text):.3f}**", f"**{bits_a_word(behind, text):.3f}**"]
+        for row, order in zip(rows[1:], (5, 3, 1), strict=True):
+            bits = common.ngram_bits(past.tolist(), text.tolist(), order, len(words))
+            row += [f"{ngram_right(past, text, order):.3f}", f"{bits:.3f}"]
+    return common.table(
+        ["", "held-out pairs: next word right", "bits a word", "new texts: next word right", "bits a word"], rows
+    )
 
 
 def by_construction(model: le.Model, chosen: Sequence[grammar.Text], scores: np.ndarray) -> str:
@@ -218,14 +222,29 @@ def carriers_of(model: le.Model, label: str, count: int = 2 * QUESTIONS) -> carr
 
 
 def ablation_table(found: carriers.Carriers) -> str:
-    """What holding ever more of the best units does, beside holding others."""
+    """What holding one unit after another does, beside holding others."""
     rows = [["none", "", f"{found.right:.3f}", "", ""]]
     for one in found.ablated:
-        added = f"{', '.join(map(str, one.units[-4:]))}" if len(one.units) <= 4 else f"… {one.units[-1]}"
-        rows.append([str(len(one.units)), added, f"{one.right:.3f}", f"{one.others:.3f}", f"{one.others_least:.3f}"])
+        units, others = ", ".join(map(str, one.units)), one.others
+        rows.append([str(len(one.units)), units, f"{one.right:.3f}", f"{np.mean(others):.3f}", f"{min(others):.3f}"])
     rows.append(["the direction between the means", "", f"{found.along:.3f}", "", ""])
     header = ["held at their mean", "units", "right", "as many others, mean", "the worst of 8 draws"]
     return common.table(header, rows)
+
+
+def dissociation(model: le.Model, found: dict[str, carriers.Carriers], count: int = QUESTIONS) -> str:
+    """Each label's answers while the units that carry the one or the other are held."""
+    (layer,) = carriers.layers_of(model)
+    questions = {label: carriers.Questions.of(unaided(label, 2 * count), vocabulary(model)) for label in found}
+    rows = []
+    for held, carrying in found.items():
+        row = [f"the carriers of {held}"]
+        for asked in questions.values():
+            told, answered = asked[:count], asked[count:]
+            ablation = carriers.holding_units(carrying.units, carriers.play(model, layer, told), told)
+            row.append(f"{carriers.play(model, layer, answered, ablation).right(answered).mean():.3f}")
+        rows.append(row)
+    return common.table(["held", *(f"right in {label}" for label in questions)], rows)
 
 
 def correlation_line(found: carriers.Carriers) -> str:
@@ -351,22 +370,22 @@ def lines(thing: Any, depth: int = 3) -> str:
 
 def figures(model: le.Model) -> str:
     """The measured part of the card."""
-    chosen = heldout_texts()
-    tokens = tokens_of(chosen, vocabulary(model))
-    scores = read(model, tokens)
+    chosen, new = heldout_texts(), texts("new", HELDOUT_WORDS, grammar.Style())
+    tokens = [tokens_of(some, vocabulary(model)) for some in (chosen, new)]
+    scores = [read(model, some) for some in tokens]
     parts = [
-        "### Next words in held-out text",
+        "### Next words",
         prediction(model, tokens, scores),
         "### Agreement across misleading nouns",
         by_distractors(model),
         "### Agreement in running text",
-        by_construction(model, chosen, scores),
+        by_construction(model, chosen, scores[0]),
     ]
-    for label in ("number", "gender"):
-        found = carriers_of(model, label)
-        parts += [f"### What carries {label}", correlation_line(found), ablation_table(found)]
-        if label == "number":
-            parts += ["### From one subject to the next", story(model, found.order[:3].tolist())]
+    found = {label: carriers_of(model, label) for label in ("number", "gender")}
+    for label, carrying in found.items():
+        parts += [f"### What carries {label}", correlation_line(carrying), ablation_table(carrying)]
+    parts += ["### One held, the other asked", dissociation(model, found)]
+    parts += ["### From one subject to the next", story(model, found["number"].units[:3])]
     return "\n\n".join(parts)
 
 
