@@ -36,10 +36,11 @@ def run(
     from .conduct import conduct
     from .goals import spoken_of
     from .measure import available
+    from .report import readable
     from .workloads import chosen
 
     with _reported():
-        before = _read(out)["rows"] if merge and out.exists() else []
+        before = readable(_read(out))["rows"] if merge and out.exists() else []
     try:
         workloads = chosen(only, sets or (), zoo)
         if goals:
@@ -85,11 +86,9 @@ def list_() -> None:
 
 @app.command()
 def table(results: Results) -> None:
-    """Markdown tables on stdout: every row, every engine."""
-    from .report import markdown
-
+    """Markdown tables on stdout: every row, every engine, and the goals that are missed."""
     with _reported():
-        print(markdown(_read(results)))
+        print(_everything(_read(results)))
 
 
 @app.command()
@@ -102,11 +101,11 @@ def readme(
     ] = None,
 ) -> None:
     """Rewrite what stands between the page's bench marks."""
-    from .report import markdown, pictured, rewrite, summary
+    from .report import pictured, rewrite, summary
 
     with _reported():
         document = _read(results)
-        text = markdown(document) if full else summary(document)
+        text = _everything(document) if full else summary(document)
         rewrite(page, "\n\n".join([*(pictured(page, pictures) if pictures else ()), text]))
 
 
@@ -128,16 +127,22 @@ def plot(
 @app.command()
 def check(results: Results) -> None:
     """Hold the results against the speed goals; exit code 1 unless all are met, or the machine's own limit forbids."""
-    from .goals import verdicts
+    from .goals import told, verdicts
 
     with _reported():
         found = verdicts(_read(results))
-    for verdict in found:
-        print(f"{verdict.sign}  {verdict.row:26} {verdict.goal:52} {verdict.wanted:9} {verdict.measured}")
-    met, excused = sum(verdict.passed is True for verdict in found), sum(bool(verdict.excuse) for verdict in found)
-    print(f"{met} of {len(found)} goals met, {excused} more at the machine's limit")
-    if met + excused < len(found):
+    for each in found:
+        print(f"{each.sign}  {each.row:26} {each.goal:52} {each.wanted:9} {each.measured:9} {each.reason}".rstrip())
+    print(told(found))
+    if not all(each.passed or each.excused for each in found):
         raise typer.Exit(1)
+
+
+def _everything(document: dict[str, Any]) -> str:
+    from .goals import missed_table, verdicts
+    from .report import markdown
+
+    return "\n\n".join([markdown(document), "**Speed goals**", missed_table(verdicts(document))])
 
 
 def _write(path: Path, document: dict[str, Any], before: list[dict[str, Any]]) -> None:

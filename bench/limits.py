@@ -32,23 +32,36 @@ DOTS: Final = {"bfloat16": ("avx512bf16", "vdpbf16ps", 2), "int8": ("avx512vnni"
 class Limit:
     """The least time a call can take, and what sets it.
 
-    ``bandwidth`` in bytes a second at the workload's footprint, ``peak`` in operations a second.
+    ``bandwidth`` in bytes a second over all phases, each at that of its own footprint (``bandwidths``); ``peak`` in
+    operations a second. ``in_turn``: seconds if no phase began before the one ahead of it had ended. That is no limit:
+    what is multiplied ahead for later steps fits into the time that earlier ones take to read their weights.
     """
 
     seconds: float
     bound: str
     bytes: int
-    footprint: int
     bandwidth: float
     flops: int
     peak: float
+    in_turn: float
+    bandwidths: dict[int, float]
 
 
-def limit_of(workload: Workload, bandwidth: float, peak: float) -> Limit:
-    """max(bytes / bandwidth, flops / peak)."""
-    reading, computing = workload.bytes / bandwidth, workload.flops / peak
-    bound = "memory" if reading >= computing else "arithmetic"
-    return Limit(max(reading, computing), bound, workload.bytes, workload.footprint, bandwidth, workload.flops, peak)
+def limit_of(workload: Workload, bandwidths: Mapping[int, float], peak: float) -> Limit:
+    """The larger of all phases' reading and all phases' computing. ``bandwidths``: by footprint."""
+    reading = [phase.bytes / bandwidths[phase.footprint] for phase in workload.phases]
+    computing = [phase.flops / peak for phase in workload.phases]
+    bound = "memory" if sum(reading) >= sum(computing) else "arithmetic"
+    return Limit(
+        max(sum(reading), sum(computing)),
+        bound,
+        workload.bytes,
+        workload.bytes / sum(reading),
+        workload.flops,
+        peak,
+        sum(map(max, reading, computing)),
+        dict(bandwidths),
+    )
 
 
 class Probe(Protocol):
@@ -114,33 +127,50 @@ class Team:
             each.result()
 
 
-READING: Final = ("sweep", "sweep, back and forth")
-
-
+@dataclass(frozen=True)
 class Probes:
-    """What is measured beside the engines of a row: probes by name."""
+    """What is measured beside the engines of a row: sweeps over each phase's footprint, and arithmetic."""
 
-    def __init__(self, workload: Workload) -> None:
-        self.workload = workload
+    workload: Workload
+    sweeps: Mapping[int, Mapping[str, Probe]]  # by footprint: in either order
+    arithmetic: Mapping[str, Probe]
+    others: ThreadPoolExecutor
+
+    @staticmethod
+    def of(workload: Workload) -> Probes:
+        """On as many threads as the workload has, each with its part."""
         threads = range(workload.threads)
-        part = -(-workload.footprint // workload.threads)
-        buffers = [swept_buffer(part) for _ in threads]
-        found: dict[str, list[Probe]] = {
-            name: [Sweep(buffer, name != READING[0]) for buffer in buffers] for name in READING
-        }
-        found["multiply-add"] = [Multiplier() for _ in threads]
+        others = ThreadPoolExecutor(max(1, workload.threads - 1))
+
+        def team(members: Sequence[Probe]) -> Probe:
+            return members[0] if len(members) == 1 else Team(members, others)
+
+        def sweeps(footprint: int) -> dict[str, Probe]:
+            buffers = [swept_buffer(-(-footprint // workload.threads)) for _ in threads]
+            return {
+                f"sweep {order} over {footprint}": team([Sweep(buffer, order != "forward") for buffer in buffers])
+                for order in ("forward", "back and forth")
+            }
+
+        arithmetic = {"multiply-add": team([Multiplier() for _ in threads])}
         if has_dot(workload.precision):
-            found[f"{workload.precision} dot product"] = [Dot(workload.precision) for _ in threads]
-        self.others = ThreadPoolExecutor(max(1, workload.threads - 1))
-        self.probes: dict[str, Probe] = {
-            name: members[0] if len(members) == 1 else Team(members, self.others) for name, members in found.items()
-        }
+            arithmetic[f"{workload.precision} dot product"] = team([Dot(workload.precision) for _ in threads])
+        footprints = dict.fromkeys(phase.footprint for phase in workload.phases)
+        return Probes(workload, {each: sweeps(each) for each in footprints}, arithmetic, others)
+
+    @property
+    def all(self) -> dict[str, Probe]:
+        """By name."""
+        return {name: probe for group in (*self.sweeps.values(), self.arithmetic) for name, probe in group.items()}
 
     def limit(self, seconds: Mapping[str, float]) -> Limit:
         """The limit from the probes' seconds a call."""
-        rates = {name: probe.amount / seconds[name] for name, probe in self.probes.items()}
-        bandwidth = max(rates[name] for name in READING)
-        return limit_of(self.workload, bandwidth, max(rate for name, rate in rates.items() if name not in READING))
+
+        def fastest(probes: Mapping[str, Probe]) -> float:
+            return max(probe.amount / seconds[name] for name, probe in probes.items())
+
+        bandwidths = {footprint: fastest(probes) for footprint, probes in self.sweeps.items()}
+        return limit_of(self.workload, bandwidths, fastest(self.arithmetic))
 
     def close(self) -> None:
         """Let the other threads go."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from lstm_engine.report.engines import Engine, MismatchError, NotServedError, Run, checked, first_line
-from lstm_engine.report.timing import Settings, interleave, tails
+from lstm_engine.report.timing import Loop, Settings, Summary, beside, interleave, tails
 
 from . import cold, memory, special
 from .engines import ENGINES
@@ -16,10 +16,12 @@ from .limits import Probes
 from .tasks import Task, make_task
 from .workloads import STEPPED, Workload
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
+OURS: Final = "lstm_engine"
 #: Seconds between turns where engines have several threads: those of the last one spin for a while.
 SETTLE: Final = 0.004
 LONGER: Final = 20  # times longer batches on several threads: those that helped before sleep, and are woken again
+PAIRED: Final = 3  # times more rounds in which ways to use this engine are held against each other
 
 
 class Watcher(Protocol):
@@ -117,18 +119,32 @@ def _timed(task: Task, engines: Mapping[str, Engine], settings: Settings, watche
     """All engines that do the task, checked first, then timed against each other and the limit."""
     workload = task.workload
     runs, errors, reasons = prepared(task, engines)
-    probes = Probes(workload) if workload.kind != "zoo" else None
-    loops = {name: run.loop for name, run in runs.items()}
-    loops |= {name: probe.loop for name, probe in probes.probes.items()} if probes else {}
+    probes = Probes.of(workload) if workload.kind != "zoo" else None
+    engine_loops: dict[str, Loop] = {name: run.loop for name, run in runs.items()}
+    probe_loops: dict[str, Loop] = {name: probe.loop for name, probe in probes.all.items()} if probes else {}
     settle = SETTLE if workload.threads > 1 else 0.0
+    lasting = settings.longer(LONGER) if settle else settings
     try:
-        summaries = interleave(loops, settings.longer(LONGER) if settle else settings, watcher.done, settle)
+        summaries = interleave(engine_loops | probe_loops, lasting, watcher.done, settle)
     finally:
         if probes:
             probes.close()
-    limit = asdict(probes.limit({name: summaries[name].q1 for name in probes.probes})) if probes else None
+    limit = asdict(probes.limit({name: summaries[name].min for name in probe_loops})) if probes else None
     results = {name: summaries[name].as_json() | {"error": errors[name]} for name in runs}
+    ours = {name: summaries[name] for name in runs if engines[name].ours}
+    if settle and len(ours) > 1:  # long batches of many engines leave few rounds
+        more = replace(lasting, least_rounds=PAIRED * lasting.least_rounds)
+        ours = interleave({name: engine_loops[name] for name in ours}, more, settle=settle)
+    for name, each in _beside_us(ours).items():
+        results[name]["beside"] = each
     if workload.kind in STEPPED:
-        for name, tail in tails({name: run.loop for name, run in runs.items()}, settings, settle=settle).items():
+        for name, tail in tails(engine_loops, settings, settle=settle).items():
             results[name]["tail"] = tail.as_json()
     return {"limit": limit, "engines": results, **reasons}
+
+
+def _beside_us(ours: Mapping[str, Summary]) -> dict[str, dict[str, Any]]:
+    """Other ways to use this engine beside the first, round by round."""
+    if OURS not in ours:
+        return {}
+    return {name: beside(each, ours[OURS]).as_json() for name, each in ours.items() if name != OURS}

@@ -13,7 +13,8 @@ from statistics import mean
 from typing import Any, Final
 
 from .engines import ENGINES
-from .report import OURS, PICTURES, SUMMARY, ReportError, described, fastest_peer, validated
+from .measure import OURS
+from .report import PICTURES, SUMMARY, ReportError, described, fastest_peer, validated
 from .workloads import WORKLOADS
 
 

@@ -8,14 +8,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
+from .allowance import APART, allowance, at_best
 from .cold import TITLES as COLD_TITLES
 from .engines import ENGINES
-from .measure import SCHEMA
+from .measure import OURS, SCHEMA
 from .special import AT
 from .workloads import KINDS, STEPPED, WORKLOADS, Workload
 
 BEGIN, END = "<!-- bench:start -->", "<!-- bench:end -->"
-OURS: Final = "lstm_engine"
 LOST: Final = "▼"
 BUSY: Final = "†"
 WRONG: Final = "wrong"
@@ -50,12 +50,17 @@ class ReportError(ValueError):
     """The document cannot be shown: it holds what this suite does not know, or lacks what it needs."""
 
 
-def validated(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The document, if every row and engine of it is known. Raises ReportError listing those that are not."""
+def readable(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The document, if it is of this suite's form. Raises ReportError."""
     if document.get("schema") != SCHEMA:
         raise ReportError(f"schema {document.get('schema')!r}: this suite reads {SCHEMA}; measure again")
+    return document
+
+
+def validated(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The document, if every row and engine of it is known. Raises ReportError listing those that are not."""
     faults = []
-    for row in document["rows"]:
+    for row in readable(document)["rows"]:
         name, kind = row["workload"], row["kind"]
         if kind == "zoo":
             pass  # a row for each file of whichever folder there was
@@ -175,8 +180,20 @@ def _legend(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     lost = [row["workload"] for row in rows if lost_to(row)]
     if any(row["kind"] in (*TIMED, "cold") for row in rows):
         yield f"{LOST} another engine is faster: {', '.join(lost) if lost else 'no row'}."
+        reasons = [*_lost_lines(rows)]
+        if reasons:
+            yield "\n".join(["Beside the fastest other, by the machine's limit:", "", *reasons])
     if any(is_disturbed(row) for row in rows):
         yield f"{BUSY} the machine was busy: most rounds of this row were disturbed."
+
+
+def _lost_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """For each lost row that has a limit, what that allows."""
+    for row in at_best(rows):
+        other = fastest_peer(row) if lost_to(row) else None
+        found = None if other is None else allowance(row, row["engines"][other]["median"])
+        if other is not None and found is not None:
+            yield f"- {row['workload']}: {_ratio(row, other)} {ENGINES[other].title}; {found}."
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -351,7 +368,10 @@ def _timed_cell(row: Mapping[str, Any], name: str, shown: Callable[[float], str]
 
 def _limit(row: Mapping[str, Any], shown: Callable[[float], str]) -> str:
     limit = row.get("limit")
-    return "–" if limit is None else f"{shown(limit['seconds'])} {_bound(row)}"
+    if limit is None:
+        return "–"
+    apart = limit["in_turn"] > APART * limit["seconds"]
+    return f"{shown(limit['seconds'])} {_bound(row)}" + (f" ({shown(limit['in_turn'])})" if apart else "")
 
 
 def _reached(row: Mapping[str, Any]) -> str:

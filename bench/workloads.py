@@ -33,6 +33,17 @@ LEAST, MOST = 5, 200  # steps of a ragged batch's sequences
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of a call: ``bytes`` of weights it cannot help reading, again and again from a ``footprint`` of so many,
+    and its ``flops``."""
+
+    name: str
+    bytes: int
+    footprint: int
+    flops: int
+
+
+@dataclass(frozen=True)
 class Workload:
     """One row of the table."""
 
@@ -70,47 +81,46 @@ class Workload:
             return np.full(self.B, self.T, np.int32)
         return np.random.default_rng([4, self.B]).permutation(np.linspace(LEAST, self.T, self.B).astype(np.int32))
 
-    @property
-    def input_weights(self) -> int:
-        """Weights that meet inputs, which may be multiplied ahead of their steps; in a stack those of every layer."""
-        upper = (self.L - 1) * self.D * self.gates * self.H * self.D * self.H
-        return self.D * self.gates * self.H * self.I + upper
+    def layer(self, number: int) -> tuple[int, int, int]:
+        """Of one direction of that layer: weights that meet inputs, weights that meet h, biases."""
+        inputs = self.D * self.H if number else self.I
+        rows = self.gates * self.H
+        return rows * inputs, rows * self.H, rows
 
     @property
-    def recurrent_weights(self) -> int:
-        """Weights that every step has to read in turn, biases among them."""
-        return self.L * self.D * (self.gates * self.H * self.H + self.gates * self.H)
+    def phases(self) -> tuple[Phase, ...]:
+        """What a call does, in the order of its data: a step is one phase behind the convolutions of its model.
 
-    @property
-    def head_weights(self) -> int:
-        """Weights of the dense layer behind."""
-        return self.O * (self.H + 1)
-
-    @property
-    def weights(self) -> int:
-        """All weights a call meets."""
-        return self.input_weights + self.recurrent_weights + self.head_weights + self.front_weights
-
-    @property
-    def footprint(self) -> int:
-        """Bytes of weights that stay in use from step to step: a pass over a sequence has one direction's layer."""
+        A sequence has two for each layer: its inputs may be multiplied for all steps at once, while the weights that
+        meet h have to be read again at every step. Biases go with the inputs.
+        """
+        size = PRECISIONS[self.precision]
+        steps, rows = self.T, int(self.lengths.sum())
+        layers = [self.layer(number) for number in range(self.L)]
         if self.kind in CALLED:
-            return PRECISIONS[self.precision] * (self.recurrent_weights // (self.L * self.D))
-        return PRECISIONS[self.precision] * self.weights
+            return tuple(
+                phase
+                for of_x, of_h, biases in layers
+                for phase in (
+                    Phase("inputs", self.D * size * (of_x + biases), size * (of_x + biases), 2 * self.D * of_x * rows),
+                    Phase("recurrence", self.D * size * of_h * steps, size * of_h, 2 * self.D * of_h * rows),
+                )
+            )
+        products = sum(self.D * (of_x + of_h) for of_x, of_h, _ in layers) + self.O * self.H
+        weights = products + sum(self.D * biases for *_, biases in layers) + self.O
+        footprint = size * (self.front_weights + weights)  # all of them stay in use from step to step
+        front = Phase("front", size * self.front_weights, footprint, 2 * self.front_products * self.B)
+        return (*[front] * bool(front.bytes), Phase("step", size * weights, footprint, 2 * products * rows))
 
     @property
     def bytes(self) -> int:
         """Bytes of weights a call cannot help reading."""
-        if self.kind in CALLED:
-            passes = self.footprint * self.T * self.L * self.D
-            return passes + PRECISIONS[self.precision] * self.input_weights
-        return self.footprint * self.T
+        return sum(phase.bytes for phase in self.phases)
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of a call."""
-        repeated = self.weights - self.front_weights
-        return 2 * (repeated * int(self.lengths.sum()) + self.front_products * self.B)
+        """Multiplications and additions of a call; a bias is what a sum begins with, and costs none."""
+        return sum(phase.flops for phase in self.phases)
 
     @property
     def state_bytes(self) -> int:

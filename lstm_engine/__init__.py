@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .session import InferenceSession
     from .state import State
     from .stream import Stream
+    from .trace import Trace
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ _HOMES = {
     "StreamingError": "errors",
     "TargetError": "errors",
     "TensorSpec": "graph",
+    "Trace": "trace",
     "UnsupportedModelError": "errors",
     "generate": "generation",
     "load": "model",
@@ -65,6 +67,7 @@ __all__ = [
     "StreamingError",
     "TargetError",
     "TensorSpec",
+    "Trace",
     "UnsupportedModelError",
     "__version__",
     "generate",

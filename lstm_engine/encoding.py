@@ -42,6 +42,9 @@ class Opcode(IntEnum):
     INTEGERS = 17  # f(x, y) of integers, and comparisons
     SELECT = 18  # x or y by a condition
     PICK = 19  # elements of each row at computed places
+    TRACED_LSTM = 20  # as LSTM, CELL and RECURRENT, and what they compute on the way is written down
+    TRACED_CELL = 21
+    TRACED_RECURRENT = 22
 
 
 class Copy(IntEnum):
@@ -182,6 +185,10 @@ class Lstm(IntEnum):
     JOBS = 42  # scratch of nobody else: a Share for each other part, or -1
     STAGED = 43  # scratch of nobody else: c and h [ROWS][BLOCKS] and GATES for each other part, or -1
     PRE_STAGED = 44  # scratch of nobody else: a PRE for each other part, or -1
+    TRACE = 45  # bytes from a row of y to [BLOCKS][6][16]: gates i, o, f, g, then c, h; where traced
+
+
+TRACED_PARTS: Final = 6  # of an LSTM: i, o, f, g, c, h
 
 
 class Job(IntEnum):
@@ -268,6 +275,7 @@ class Recurrent(IntEnum):
     Y_OUTER = 31
     ROOM = 32  # as Dense's
     UNIT = 33  # h is never beyond ±1 if it does not begin there
+    TRACE = 34  # bytes from a row of y to planes: of the GRU z, r, n, h, of the RNN h; where traced
 
 
 class Dense(IntEnum):

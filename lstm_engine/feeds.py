@@ -57,6 +57,23 @@ def converted(spec: TensorSpec, value: Any) -> np.ndarray:
     return result
 
 
+def with_zeros(specs: Sequence[TensorSpec], names: Sequence[str], feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """The feeds, and zeros for those of ``names`` that are left out, where the others say how large they are."""
+    sizes = {
+        dim: size
+        for spec in specs
+        if spec.name in feeds and len(spec.shape or ()) == np.ndim(feeds[spec.name])
+        for dim, size in zip(spec.shape or (), np.shape(feeds[spec.name]), strict=True)
+        if isinstance(dim, str)
+    }
+    found = dict(feeds)
+    for spec in specs:
+        shape = [sizes.get(dim) if isinstance(dim, str) else dim for dim in spec.shape or ()]
+        if spec.name in names and spec.name not in feeds and None not in shape:
+            found[spec.name] = np.zeros([size or 0 for size in shape], spec.dtype)
+    return found
+
+
 def shape_faults(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Ranks and sizes that are not the declared ones."""
     faults = []

@@ -13,6 +13,7 @@ from typing import Any, Final
 from .encoding import Opcode
 from .image import Export, Image, Progress
 
+_TRACED: Final = frozenset({Opcode.TRACED_LSTM, Opcode.TRACED_CELL, Opcode.TRACED_RECURRENT})
 #: Sets of instructions that an executor is compiled for, smallest first: what a plain model needs is a fraction of all.
 KERNEL_SETS: Final[Mapping[str, frozenset[Opcode]]] = MappingProxyType(
     {
@@ -22,7 +23,8 @@ KERNEL_SETS: Final[Mapping[str, frozenset[Opcode]]] = MappingProxyType(
                 Opcode.MAP, Opcode.JOIN, Opcode.SOFTMAX,
             }
         ),
-        "full": frozenset(Opcode),
+        "full": frozenset(Opcode) - _TRACED,
+        "traced": frozenset(Opcode),  # nobody else pays for it
     }
 )  # fmt: skip
 _EXECUTOR: Final = MappingProxyType({"call": Export("call", "i", nogil=True)})
@@ -79,8 +81,8 @@ def entries() -> Image:
 
 
 def needed(precision: str) -> list[Image]:
-    """All that models of a precision may ask for."""
-    return [entries(), *(image(precision, kernel_set) for kernel_set in KERNEL_SETS)]
+    """All that models of a precision may ask for, but for what only traces need."""
+    return [entries(), *(image(precision, name) for name, codes in KERNEL_SETS.items() if not codes & _TRACED)]
 
 
 def entry(nogil: bool) -> Callable[[int, Any, Any], int]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from . import reference
-from .engine import Attachment, Layout, Runner
+from .calls import Call
+from .engine import Runner
 from .errors import InputError, LstmEngineError, ModelFormatError, UnsupportedModelError, listed
-from .feeds import bind_constants, converted, name_faults, shape_faults
+from .feeds import bind_constants, converted, name_faults, shape_faults, with_zeros
 from .formats import read
 from .graph import Graph, Node
 from .passes.check import check
@@ -28,7 +29,7 @@ from .passes.states import without_zero_states
 from .precision import HELD_IN, PRECISIONS, rounded
 from .program.packing import Store
 from .program.plan import Lowered, capacity, element_type, lower_run
-from .program.program import Means, Port, Program
+from .program.program import Means, Program
 from .program.streaming import Streamable, check_states, find_states, lower_stream
 from .reference.control import body_units, is_control
 from .staged import Parts, Staged
@@ -37,11 +38,11 @@ from .workers import threads_allowed
 if TYPE_CHECKING:
     from .pool import StreamPool
     from .stream import Stream
+    from .trace import Trace
 
 Path = str | os.PathLike[str]
 PRECISIONS_ASKED: Final = ("float32", "bfloat16", "int8")
 _MOST_PROGRAMS: Final = 16  # kept at a time, least recently used first to go
-_MOST_RUNNERS: Final = 4  # idle arenas kept a program
 _MOST_CALLS: Final = 64  # prepared calls kept; all go when there are more
 
 
@@ -214,6 +215,22 @@ class Model:
 
         return StreamPool(self, capacity, constants)
 
+    def trace(self, feeds: Any) -> Trace:
+        """Run whole sequences, and keep what every recurrent layer computed on the way: gates, cell states, outputs.
+
+        ``feeds``: as for run(); ``states`` may be left out and are then zeros. The outputs are those of run(), bit by
+        bit.
+
+        Raises InputError as run() does; UnsupportedModelError where data decides at run time which layers run.
+        """
+        from .trace import traced
+
+        carried = [name for name, _ in self.states]
+        data = [spec.name for spec in self.inputs if spec.name not in carried and not spec.optional]
+        named = feeds if isinstance(feeds, Mapping) or len(data) != 1 else {data[0]: feeds}
+        arrays = self._checked(with_zeros(self.inputs, carried, self._named(named)))
+        return traced(self.graph, arrays, self.outputs, self.store, self.means)
+
     def streamable(self, graph: Graph, batch: int, constants: Any = ()) -> Streamable:
         """The lowered form of a stream, shared by all streams of the same batch and constants."""
         key = ("stream", batch, fingerprint(graph) if constants else "")
@@ -381,71 +398,6 @@ class Model:
             key = (*fed, asked)
             self._calls[key] = call
         return call
-
-
-@dataclass(frozen=True)
-class Call:
-    """Everything about a run that its shapes decide: program, steps, how each array lies."""
-
-    lowered: Lowered
-    runners: list[Runner]  # idle ones, shared by all calls of the program
-    absent: Mapping[str, np.ndarray]  # zeros for the optional inputs that are not fed
-    steps: int
-    inputs: tuple[Attachment, ...]
-    outputs: tuple[Attachment, ...]
-    unwanted: tuple[Port, ...]
-
-    @staticmethod
-    def prepare(
-        lowered: Lowered,
-        runners: list[Runner],
-        arrays: Mapping[str, np.ndarray],
-        absent: Mapping[str, np.ndarray],
-        wanted: tuple[str, ...],
-    ) -> Call:
-        """Work the layouts out."""
-        program = lowered.program
-        steps = next((arrays[n].shape[a] for n, a in lowered.time_axes.items() if a is not None), program.block)
-
-        def attached(port: Port) -> Attachment:
-            shape = tuple(steps if i == port.time else size for i, size in enumerate(port.shape))
-            return Attachment.of(port, Layout.of(shape, port.dtype.itemsize, port.time, port.batch))
-
-        ports = {port.name: port for port in program.outputs}
-        return Call(
-            lowered,
-            runners,
-            absent,
-            steps,
-            tuple(attached(port) for port in program.inputs),
-            tuple(attached(ports[name]) for name in wanted),
-            tuple(port for port in program.outputs if port.name not in wanted),
-        )
-
-    def run(self, feeds: Mapping[str, np.ndarray], work: reference.Work | None = None) -> dict[str, np.ndarray]:
-        """The results, by an idle runner or a new one."""
-        runner = self.runners.pop() if self.runners else Runner(self.lowered.program)
-        try:
-            return self._run(runner, feeds, work)
-        finally:
-            if len(self.runners) < _MOST_RUNNERS:
-                self.runners.append(runner)
-
-    def _run(
-        self, runner: Runner, feeds: Mapping[str, np.ndarray], work: reference.Work | None
-    ) -> dict[str, np.ndarray]:
-        """Bind, run, and give the results in their logical shapes."""
-        if self.absent:
-            feeds = {**self.absent, **feeds}
-        bind, bind_new = runner.bind, runner.bind_new
-        held = [bind(end, feeds[end.name]) for end in self.inputs]
-        made = [bind_new(end) for end in self.outputs]
-        for port in self.unwanted:
-            runner.unbind(port)
-        runner.run(self.steps, work)
-        del held  # the ports pointed at them until here
-        ends = zip(self.outputs, made, strict=True)
-        return {end.name: array if end.plain else end.layout.settled(array) for end, array in ends}
 
 
 @dataclass(frozen=True)

@@ -106,26 +106,37 @@ def test_every_set_but_the_zoo_has_rows() -> None:
     ] == ["zoo"]
 
 
-def test_bytes_and_operations_of_a_step_and_a_sequence() -> None:
-    weights = 4 * 64 * (64 + 64 + 1)
+def test_a_step_is_one_phase_of_all_its_weights() -> None:
+    products, biases = 4 * 64 * (64 + 64), 4 * 64
     step = WORKLOADS["step-h64"]
-    assert (step.bytes, step.footprint, step.flops) == (4 * weights, 4 * weights, 2 * weights)
-    assert WORKLOADS["step-h64-bfloat16"].bytes == 2 * weights
-    assert WORKLOADS["step-h64-int8-t2"].bytes == weights
-    sequence = WORKLOADS["sequence-h64-b16"]
-    assert sequence.footprint == 4 * 4 * 64 * 65
-    assert sequence.bytes == 100 * sequence.footprint + 4 * 4 * 64 * 64
-    assert sequence.flops == 100 * 16 * step.flops
-
-
-def test_bytes_and_operations_of_stacks_and_both_directions() -> None:
+    assert step.phases == (workloads.Phase("step", 4 * (products + biases), 4 * (products + biases), 2 * products),)
+    assert WORKLOADS["step-h64-bfloat16"].bytes == 2 * (products + biases)
+    assert WORKLOADS["step-h64-int8-t2"].bytes == products + biases
+    assert WORKLOADS["streams-h64-b256"].flops == 256 * step.flops
+    assert WORKLOADS["streams-h64-b256"].bytes == step.bytes
     assert WORKLOADS["step-3x256"].flops == 3 * WORKLOADS["step-h256"].flops
-    both, one = WORKLOADS["bidirectional-2x256"], WORKLOADS["sequence-h256-b1"]
-    assert (both.flops, both.bytes, both.footprint) == (2 * one.flops, 2 * one.bytes, one.footprint)
-    assert WORKLOADS["step-gru-h64"].flops == 3 * WORKLOADS["step-h64"].flops // 4
+    assert WORKLOADS["step-3x256"].phases[0].footprint == 3 * WORKLOADS["step-h256"].bytes
+    assert WORKLOADS["step-gru-h64"].flops == 3 * step.flops // 4
+
+
+def test_a_sequence_reads_what_meets_its_inputs_once_and_the_rest_at_every_step() -> None:
+    half, biases = 4 * 64 * 64, 4 * 64
+    inputs, recurrence = WORKLOADS["sequence-h64-b16"].phases
+    assert inputs == workloads.Phase("inputs", 4 * (half + biases), 4 * (half + biases), 2 * half * 16 * 100)
+    assert recurrence == workloads.Phase("recurrence", 100 * 4 * half, 4 * half, 2 * half * 16 * 100)
     ragged = WORKLOADS["ragged-h128-b64"]
     assert (ragged.lengths.min(), ragged.lengths.max(), len(set(ragged.lengths))) == (5, 200, 64)
     assert ragged.flops == int(ragged.lengths.sum()) * WORKLOADS["step-h128"].flops
+    assert ragged.phases[1].bytes == 200 * ragged.phases[1].footprint
+
+
+def test_both_directions_and_upper_layers_have_phases_of_their_own() -> None:
+    both, one = WORKLOADS["bidirectional-2x256"], WORKLOADS["sequence-h256-b1"]
+    assert (both.flops, both.bytes) == (2 * one.flops, 2 * one.bytes)
+    assert [phase.footprint for phase in both.phases] == [phase.footprint for phase in one.phases]
+    stack = Workload("stack", "sequence", 3, 5, L=2, D=2, T=7)
+    assert [phase.name for phase in stack.phases] == 2 * ["inputs", "recurrence"]
+    assert [phase.flops for phase in stack.phases] == [2 * 2 * 20 * width * 7 for width in (3, 5, 10, 5)]
 
 
 @pytest.mark.parametrize("name", ["character", "speech"])
@@ -332,23 +343,56 @@ def test_the_dot_probe_makes_dot_products(precision: str) -> None:
 
 
 def test_several_threads_probe_at_once() -> None:
-    probes = limits.Probes(WORKLOADS["step-h64-t2"])
+    workload = WORKLOADS["step-h64-t2"]
+    probes = limits.Probes.of(workload)
     try:
-        sweep = probes.probes["sweep"]
-        assert sweep.amount >= WORKLOADS["step-h64-t2"].footprint
-        sweep.loop(3)
-        assert [member.swept for member in sweep.members] == [3, 3]
-        found = probes.limit(dict.fromkeys(probes.probes, 1e-3))
-        assert found.bandwidth == sweep.amount / 1e-3
+        [sweeps] = probes.sweeps.values()
+        [forward, both] = sweeps.values()
+        assert forward.amount >= workload.bytes
+        forward.loop(3)
+        assert [member.swept for member in forward.members] == [3, 3]
+        assert [member.back_and_forth for each in (forward, both) for member in each.members] == 2 * [False] + 2 * [
+            True
+        ]
+        found = probes.limit(dict.fromkeys(probes.all, 1e-3))
+        assert found.bandwidth == pytest.approx(forward.amount / 1e-3)
     finally:
         probes.close()
 
 
+def test_each_phase_is_probed_at_its_own_footprint() -> None:
+    workload = Workload("stack", "sequence", 8, 64, L=2, T=9)
+    probes = limits.Probes.of(workload)
+    try:
+        assert [*probes.sweeps] == [4 * 256 * 9, 4 * 256 * 64, 4 * 256 * 65]
+        seconds = dict.fromkeys(probes.all, 1.0)
+        for footprint, sweeps in probes.sweeps.items():
+            forward, both = sweeps
+            seconds[forward] = sweeps[forward].amount / (footprint * 1e3)  # the slower order
+            seconds[both] = sweeps[both].amount / (footprint * 2e3)
+        found = probes.limit(seconds)
+    finally:
+        probes.close()
+    assert found.bandwidths == pytest.approx({footprint: footprint * 2e3 for footprint in probes.sweeps})
+    assert found.seconds == found.in_turn == pytest.approx((1 + 9 + 1 + 9) / 2e3) or found.bound == "arithmetic"
+
+
 def test_the_limit_is_the_slower_of_reading_and_computing() -> None:
     one, many = WORKLOADS["sequence-h64-b1"], WORKLOADS["sequence-h64-b16"]
-    assert limits.limit_of(one, 100e9, 100e9).bound == "memory"
-    found = limits.limit_of(many, 100e9, 100e9)
+    rates = {phase.footprint: 100e9 for phase in one.phases}
+    assert limits.limit_of(one, rates, 100e9).bound == "memory"
+    found = limits.limit_of(many, rates, 100e9)
     assert (found.bound, found.seconds) == ("arithmetic", many.flops / 100e9)
+
+
+def test_phases_in_turn_take_each_its_own_slower_part() -> None:
+    workload = WORKLOADS["sequence-h64-b1"]
+    inputs, recurrence = workload.phases
+    found = limits.limit_of(workload, {inputs.footprint: 50e9, recurrence.footprint: 100e9}, 100e9)
+    reading = inputs.bytes / 50e9 + recurrence.bytes / 100e9
+    assert (found.seconds, found.bound) == (reading, "memory")
+    assert found.bandwidth == pytest.approx(workload.bytes / reading)
+    assert found.in_turn == inputs.flops / 100e9 + recurrence.bytes / 100e9 > found.seconds
 
 
 # --- timing ----------------------------------------------------------------------------------------------------------
@@ -358,6 +402,27 @@ def test_a_summary_is_median_and_quartiles() -> None:
     summary = timing.summarise([5.0, 1.0, 4.0, 2.0, 3.0], 7, 2, 1)
     assert summary == timing.Summary(3.0, 1.0, 2.0, 4.0, 5, 7, 2, 1)
     assert timing.summarise([2.0], 1).q3 == 2.0
+    assert "samples" not in summary.as_json()
+
+
+def test_two_loops_are_compared_round_by_round() -> None:
+    noise = [1.0, 3.0, 1.0, 9.0, 1.0]  # which both of a round feel
+    one = timing.summarise([1.1 * each for each in noise], 1)
+    other = timing.summarise([*noise], 1)
+    found = timing.beside(one, other)
+    assert (found.ratio, found.low, found.high, found.difference) == pytest.approx((1.1, 1.1, 1.1, 0.1))
+    assert found.rounds == 5
+    late = timing.beside(timing.summarise([2.2, 2.2, 2.2, 1.1, 1.1], 1), timing.summarise([2.0, 2.0, 1.0, 1.0, 1.0], 1))
+    assert late.ratio == pytest.approx(1.1)  # where the medians are 2.2 apart
+
+
+@pytest.mark.parametrize(
+    ("rounds", "low", "high"), [(1, 1, 1), (2, 1, 2), (5, 1, 5), (8, 1, 8), (9, 2, 8), (15, 4, 12), (100, 40, 61)]
+)
+def test_the_median_of_endless_rounds_is_inside_an_interval(rounds: int, low: int, high: int) -> None:
+    ones = timing.summarise([1.0] * rounds, 1)
+    found = timing.beside(timing.summarise([*range(rounds, 0, -1)], 1), ones)
+    assert (found.low, found.high) == (low, high)  # as tables of the sign test have it
 
 
 def test_a_tail_is_quantiles_less_the_clock() -> None:

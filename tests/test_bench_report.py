@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ if str(ROOT) not in sys.path:
 from typer.testing import CliRunner  # noqa: E402
 
 from bench import __main__ as command  # noqa: E402
-from bench import cold, goals, plots, report  # noqa: E402
+from bench import allowance, cold, goals, limits, plots, report  # noqa: E402
 from bench.engines import ENGINES  # noqa: E402
 from bench.measure import SCHEMA  # noqa: E402
 from bench.special import AT  # noqa: E402
@@ -57,10 +58,15 @@ def _row(workload: Workload) -> dict:
         figures = dict.fromkeys(("mean", "p50", "p99"), 1e-5) | {"processor": 1e-5}
         engines = {f"lstm_engine{AT}1": figures, f"lstm_engine{AT}2": figures, f"torch{AT}2": figures}
         return row | {"limit": figures, "engines": engines}
-    limit = {"seconds": workload.flops * 1e-11 / workload.threads**2, "bound": "memory", "bytes": 1, "bandwidth": 1e9}
-    ours = limit["seconds"] + 0.3e-6 / workload.threads**2
+    speed = workload.threads**2
+    rates = {phase.footprint: 2e11 * speed for phase in workload.phases}
+    limit = asdict(limits.limit_of(workload, rates, 1e15 * speed))
+    ours = limit["seconds"] + 0.3e-6 / speed
     engines = {name: _result(ours if ENGINES[name].ours else 20 * ours) for name in ENGINES}
-    engines["lstm_engine_one"] = _result(workload.threads**2 * ours)
+    engines["lstm_engine_one"] = _result(speed * ours)
+    for name in ("lstm_engine_one", "lstm_engine_fresh"):
+        median = engines[name]["median"]
+        engines[name]["beside"] = {"ratio": median / ours, "high": 1.01 * median / ours, "difference": median - ours}
     return row | {"limit": limit, "engines": engines}
 
 
@@ -112,10 +118,12 @@ def test_a_disturbed_row_is_marked(document: dict) -> None:
 
 def test_part_of_the_limit(document: dict) -> None:
     row = _named(document, "step-h64")
-    row["limit"]["seconds"] = 1e-6
+    row["limit"] |= {"seconds": 1e-6, "in_turn": 1e-6}
     row["engines"]["lstm_engine"] = _result(1.25e-6)
     line = next(line for line in report.timed_table([row]).splitlines() if "step-h64" in line)
     assert line.endswith("| 1.00 M | 80 % |")
+    row["limit"]["in_turn"] = 1.1e-6
+    assert "| 1.00 M (1.10) | 80 % |" in report.timed_table([row])
 
 
 @pytest.mark.parametrize(
@@ -237,11 +245,21 @@ def _failed(document: dict) -> list[tuple[str, str]]:
     return [(verdict.row, verdict.goal) for verdict in goals.verdicts(document) if verdict.passed is False]
 
 
+def _reaching(document: dict, name: str, part: float) -> dict:
+    """The row, with ours at that part of its limit."""
+    row = _named(document, name)
+    row["engines"]["lstm_engine"] = _result(row["limit"]["seconds"] / part)
+    return row
+
+
 def _slower(document: dict, name: str, engine: str, ratio: float) -> dict:
     """The results with that engine so many times as slow as ours in a row."""
     changed = copy.deepcopy(document)
     row = _named(changed, name)
-    row["engines"][engine] = _result(ratio * row["engines"]["lstm_engine"]["median"])
+    ours = row["engines"]["lstm_engine"]["median"]
+    row["engines"][engine] = _result(ratio * ours) | {
+        "beside": {"ratio": ratio, "high": ratio, "difference": (ratio - 1) * ours}
+    }
     return changed
 
 
@@ -254,20 +272,23 @@ def _slower(document: dict, name: str, engine: str, ratio: float) -> dict:
         ("sequence-h64-b1", "torch", 1.8, "1.9 times as fast as the fastest other"),
         ("sequence-h512-b64-bfloat16", "openvino", 1.2, "1.3 times as fast as OpenVINO"),
         ("step-h256-t2", "torch", 2.0, "2.1 times as fast as the fastest other"),
-        ("step-h8", "lstm_engine_fresh", 3.0, "a fresh result is cheap"),
+        ("step-h8", "lstm_engine_fresh", 100.0, "a fresh result is cheap"),
     ],
 )
 def test_a_missed_goal_is_told(document: dict, row: str, engine: str, ratio: float, goal: str) -> None:
     assert (row, goal) not in _failed(document)
+    _reaching(document, row, 0.5)
     changed = _slower(document, row, engine, ratio)
-    _named(changed, row)["limit"]["seconds"] /= 2  # far from the machine's own
     assert _failed(changed) == [(row, goal)]
+    [verdict] = [v for v in goals.verdicts(changed) if (v.row, v.goal) == (row, goal)]
+    assert verdict.sign == "FAIL"
+    assert ("ours is at" in verdict.reason) == (engine != "lstm_engine_fresh")
 
 
 def test_threads_are_held_against_one(document: dict) -> None:
-    one, two = (_named(document, name) for name in ("step-h512", "step-h512-t2"))
-    two["engines"]["lstm_engine"] = _result(one["engines"]["lstm_engine"]["median"] / 1.9)
-    two["limit"]["seconds"] /= 10
+    two = _named(document, "step-h512-t2")
+    two["engines"]["lstm_engine_one"]["beside"]["ratio"] = 1.9
+    _reaching(document, "step-h512-t2", 0.5)
     assert ("step-h512-t2", "2 times as fast as our one thread") in _failed(document)
     _named(document, "paced-h256-t2")["engines"][f"lstm_engine{AT}2"] = {"p50": 1e-5, "processor": 2e-5}
     assert ("paced-h256-t2", "two threads against one: processor time") in _failed(document)
@@ -275,18 +296,130 @@ def test_threads_are_held_against_one(document: dict) -> None:
     assert ("idle-h256-t2", "no processor time in a second of rest") in _failed(document)
 
 
-def test_the_machines_limit_is_a_reason(document: dict) -> None:
-    changed = _slower(document, "step-h1024", "numpy", 1.01)
-    row = _named(changed, "step-h1024")
-    row["limit"] |= {"seconds": row["engines"]["lstm_engine"]["median"] / 1.1, "bytes": 33e6, "bandwidth": 30e9}
-    [verdict] = [v for v in goals.verdicts(changed) if v.row == "step-h1024"]
-    assert (verdict.passed, verdict.sign) == (False, "edge")
-    assert "at the machine's limit" in verdict.measured
-    assert "33 MB at 30 GB/s" in verdict.measured
-    row["limit"]["seconds"] *= 1.2
-    assert [v.sign for v in goals.verdicts(changed) if v.row == "step-h1024"] == ["FAIL"]  # faster than the limit
-    row["limit"]["seconds"] /= 1.4
-    assert [v.sign for v in goals.verdicts(changed) if v.row == "step-h1024"] == ["FAIL"]
+def _judged(document: dict, row: str, goal: str = "") -> goals.Verdict:
+    return next(each for each in goals.verdicts(document) if each.row == row and goal in each.goal)
+
+
+def test_the_machines_limit_is_a_reason_near_it(document: dict) -> None:
+    def judged(part: float) -> goals.Verdict:
+        _reaching(document, "step-h128", part)
+        return _judged(_slower(document, "step-h128", "numpy", 2.75), "step-h128")
+
+    near = judged(0.9)
+    assert (near.passed, near.sign) == (False, "edge")
+    assert near.reason == (
+        "hardly above the limit: at its limit, 526 kB at 200 GB/s, a call would be 3.06×; ours is at 90% of it"
+    )
+    assert judged(0.8).sign == "FAIL"
+    broken = judged(1.1)  # faster than the limit
+    assert broken.sign == "FAIL"
+    assert "which was disturbed" in broken.reason
+
+
+def test_a_limit_that_forbids_a_goal_is_a_reason_however_far_ours_is(document: dict) -> None:
+    name = "sequence-h256-b16-bfloat16"
+
+    def judged(part: float) -> goals.Verdict:
+        _reaching(document, name, part)
+        return _judged(_slower(document, name, "openvino", 0.7), name)
+
+    for row in document["rows"]:
+        if (row["precision"], row["threads"]) == ("bfloat16", 1):
+            row["limit"]["peak"] = 2e12
+    [inputs, recurrence] = WORKLOADS[name].phases
+    found = limits.limit_of(WORKLOADS[name], {inputs.footprint: 2e11, recurrence.footprint: 2e11}, 2e12)
+    _named(document, name)["limit"] = asdict(found)
+    beyond = judged(0.5)
+    assert (beyond.sign, beyond.passed) == ("edge", False)
+    assert beyond.reason == (
+        "beyond this machine: at its limit, 1.68 Gflop at 2000 Gflop/s, a call would be 1.40×; ours is at 50% of it"
+    )
+    assert judged(0.45).sign == "FAIL"  # 1.56 times would be possible
+
+
+def test_phases_in_turn_are_told_and_excuse_nothing(document: dict) -> None:
+    for row in document["rows"]:
+        if row["precision"] == "float32" and row["threads"] == 1 and row.get("limit", {}).get("peak"):
+            row["limit"]["peak"] = 1.5e11
+    workload = WORKLOADS["sequence-h128-b1"]
+    found = limits.limit_of(workload, {phase.footprint: 2e11 for phase in workload.phases}, 1.5e11)
+    _named(document, workload.name)["limit"] = asdict(found)
+    _reaching(document, workload.name, 0.7)
+    verdict = _judged(_slower(document, workload.name, "torch", 1.2), workload.name)
+    assert found.in_turn > found.seconds
+    assert verdict.sign == "FAIL"
+    assert f"would be 1.71× ({1.2 / 0.7 * found.seconds / found.in_turn:.2f}× phase by phase)" in verdict.reason
+
+
+def test_two_threads_are_excused_by_their_own_limit(document: dict) -> None:
+    row = _reaching(document, "step-h256-t2", 0.8)
+    goal = "2.2 times as fast as our one thread"
+
+    def judged(at_the_limit: float) -> goals.Verdict:
+        one = _result(at_the_limit * row["limit"]["seconds"]) | {"beside": {"ratio": 1.7}}
+        row["engines"]["lstm_engine_one"] = one
+        return _judged(document, row["workload"], goal)
+
+    verdict = judged(2.1)
+    assert verdict.sign == "edge"
+    assert "would be 2.10×; ours is at 80% of it" in verdict.reason
+    assert judged(2.3).sign == "FAIL"
+
+
+def test_a_disturbed_probe_excuses_nothing(document: dict) -> None:
+    row = _reaching(document, "step-h256", 0.5)
+    row["engines"]["numpy"] = _result(2.1 * row["engines"]["lstm_engine"]["median"])
+    row["limit"] = asdict(
+        limits.limit_of(WORKLOADS["step-h256"], {int(f): 1e11 for f in row["limit"]["bandwidths"]}, 1e13)
+    )
+    assert row["limit"]["seconds"] == pytest.approx(row["engines"]["lstm_engine"]["median"])  # as if at its limit
+    assert _judged(document, "step-h256").sign == "FAIL"
+    document["rows"] = [row]
+    assert _judged(document, "step-h256").sign == "edge"  # where no row knows better
+
+
+def test_limits_are_held_to_the_best_rates_of_as_many_threads(document: dict) -> None:
+    small, large, two = (_named(document, name) for name in ("step-h64", "step-h128", "step-h128-t2"))
+    for row, bandwidth in ((small, 1e11), (large, 3e11), (two, 9e11)):
+        row["limit"] |= {"peak": 1e15, "bandwidths": dict.fromkeys(row["limit"]["bandwidths"], bandwidth)}
+    found = [row["limit"]["bandwidth"] for row in allowance.at_best([small, large, two])]
+    assert found == pytest.approx([3e11, 3e11, 9e11])  # the smaller buffer is read as fast as the larger one
+    small["limit"]["bandwidths"] = dict.fromkeys(small["limit"]["bandwidths"], 4e11)
+    assert [row["limit"]["bandwidth"] for row in allowance.at_best([small, large])] == pytest.approx([4e11, 3e11])
+
+
+def test_noise_fails_no_goal_of_equal_code_and_a_loss_does(document: dict) -> None:
+    row = _named(document, "step-h16-t2")
+    row["engines"]["lstm_engine"] = _result(2 * row["engines"]["lstm_engine_one"]["median"])  # medians of other minutes
+    beside = row["engines"]["lstm_engine_one"]["beside"]
+
+    def judged(ratio: float, high: float) -> goals.Verdict:
+        beside.update(ratio=ratio, high=high)
+        return next(v for v in goals.verdicts(document) if (v.row, v.goal[:3]) == ("step-h16-t2", "two"))
+
+    assert judged(1.0, 1.01).passed
+    doubtful = judged(0.95, 1.02)
+    assert (doubtful.passed, doubtful.measured) == (True, "0.95×, 1.02× at most")
+    assert judged(0.9, 0.92).sign == "FAIL"
+
+
+def test_lost_rows_are_told_with_what_the_limit_allows(document: dict) -> None:
+    _reaching(document, "step-h64", 0.5)
+    changed = _slower(document, "step-h64", "numpy", 0.8)
+    line = "- step-h64: 0.80× NumPy; at its limit, 132 kB at 200 GB/s, a call would be 1.60×; ours is at 50% of it."
+    assert line in report.markdown(changed)
+    assert line in report.summary(changed)
+    assert "phase" not in report.summary(document)
+    assert "by the machine's limit" not in report.summary(document)
+
+
+def test_missed_goals_have_a_table(document: dict) -> None:
+    assert goals.missed_table(goals.verdicts(document)).endswith("goals met, 0 more at the machine's limit.")
+    found = goals.verdicts(_slower(document, "step-3x480", "openvino", 0.5))
+    lines = goals.missed_table(found).splitlines()
+    assert lines[0] == f"{len(found) - 1} of {len(found)} goals met, 1 more at the machine's limit."
+    [line] = [line for line in lines if line.startswith("| step-3x480 ")]
+    assert "| ≥ 1× | 0.50× | beyond this machine: at its limit" in line
 
 
 def test_published_files_are_held_against_onnxruntime(document: dict) -> None:
@@ -347,16 +480,17 @@ def test_commands_read_results(document: dict, tmp_path: Path) -> None:
 
 def test_check_excuses_only_the_machines_limit(document: dict, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
-    changed = _slower(document, "step-h1024", "numpy", 1.01)
-    row = _named(changed, "step-h1024")
-    row["limit"]["seconds"] = row["engines"]["lstm_engine"]["median"] / 1.1
-    results.write_text(json.dumps(changed), encoding="utf-8")
+    _reaching(document, "step-h1024", 1 / 1.1)
+    results.write_text(json.dumps(_slower(document, "step-h1024", "numpy", 1.01)), encoding="utf-8")
     code, text = _invoke("check", results)
     assert code == 0
     assert "1 more at the machine's limit" in text
-    row["limit"]["seconds"] /= 2
-    results.write_text(json.dumps(changed), encoding="utf-8")
-    assert _invoke("check", results)[0] == 1
+    _reaching(document, "step-h1024", 0.45)
+    results.write_text(json.dumps(_slower(document, "step-h1024", "numpy", 1.01)), encoding="utf-8")
+    code, text = _invoke("check", results)
+    assert code == 1
+    assert "ours is at 45% of it" in text
+    assert "ours is at 45% of it" in _invoke("table", results)[1]
 
 
 def test_commands_fail_loudly(document: dict, tmp_path: Path) -> None:
@@ -367,6 +501,16 @@ def test_commands_fail_loudly(document: dict, tmp_path: Path) -> None:
     results.write_text(json.dumps(document), encoding="utf-8")
     assert _invoke("check", results)[0] == 1
     assert _invoke("plot", results, tmp_path)[0] == 1
+
+
+def test_rows_of_another_schema_are_not_merged(document: dict, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(document | {"schema": SCHEMA - 1}), encoding="utf-8")
+    before = results.read_text(encoding="utf-8")
+    code, text = _invoke("run", "--quick", "--only", "step-h8", "--merge", "--out", results)
+    assert code == 1
+    assert f"this suite reads {SCHEMA}" in text
+    assert results.read_text(encoding="utf-8") == before
 
 
 def test_the_list_names_rows_sets_and_engines() -> None:

@@ -120,7 +120,8 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "stream": {*_VALUES, "engine", "images", "passes", "program", "snapshots", "state"},
     "together": {*_VALUES, "engine", "feeds", "images", "program", "slots", "snapshots", "state", "stream"},
     "pool": {"errors", "feeds", "graph", "passes", "slots", "state", "together"},
-    "trace": {*_VALUES, "engine", "images", "passes", "program", "state"},
+    "calls": {*_VALUES, "engine", "program", "reference"},
+    "trace": {*_VALUES, "calls", "passes", "program", "reference"},
 }
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}

@@ -67,6 +67,9 @@ from .weights import Floats, weights_of
     INTEGERS,
     SELECT,
     PICK,
+    TRACED_LSTM,
+    TRACED_CELL,
+    TRACED_RECURRENT,
 ) = (int(code) for code in Opcode)
 SIZE = INSTRUCTION_BYTES
 PLAIN, GENERAL = int(Job.PLAIN), int(Job.GENERAL)
@@ -102,6 +105,9 @@ _NAMES: Final[Mapping[Opcode, tuple[str, ...]]] = {
     Opcode.INTEGERS: ("join_integers",),
     Opcode.SELECT: ("select",),
     Opcode.PICK: ("pick",),
+    Opcode.TRACED_LSTM: ("traced_lstm",),
+    Opcode.TRACED_CELL: ("traced_cell",),
+    Opcode.TRACED_RECURRENT: ("traced_recurrent",),
 }
 
 
@@ -115,7 +121,8 @@ def build(precision: str, opcodes: Collection[Opcode], progress: Progress) -> di
     parts = {
         **rows.kernels(),
         **lstm_kernels.kernels(weights, product, floats_narrow, activate),
-        "recurrent_": recurrent.recurrent_rows(weights, product, product_narrow, activate),
+        "recurrent_": recurrent.recurrent_rows(weights, product, product_narrow, activate, False),
+        "traced_recurrent": recurrent.recurrent_rows(weights, product, product_narrow, activate, True),
         "convolution_": convolution.convolution_rows(v, gathering_rows(v, 4), gathering_rows(v, 1)),
         "dense": dense_kernels.dense_rows(weights, product, product_narrow),
         **pointwise.kernels(v, activate),
@@ -190,6 +197,12 @@ def run(code, cx):  # type: ignore[no-untyped-def]
             fault = select(ip, cx)  # noqa: F821
         elif op == PICK:
             fault = pick(ip, cx)  # noqa: F821
+        elif op == TRACED_LSTM:
+            fault = traced_lstm(ip, cx)  # noqa: F821
+        elif op == TRACED_CELL:
+            fault = traced_cell(ip, cx)  # noqa: F821
+        elif op == TRACED_RECURRENT:
+            fault = traced_recurrent(ip, cx)  # noqa: F821
         else:
             return 0
         if fault != 0:

@@ -13,9 +13,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..encoding import Context, Job, Lstm
+from ..encoding import TRACED_PARTS, Context, Job, Lstm
 from ..jit import kernel
-from .product import cell_block, lstm_block
+from .product import cell_block, lstm_block, traced_cell_block
 from .rows import copy_rows, field, locate, over_rows, ragged, scratch
 from .shares import claimed, projection_shares, shares
 from .simd import Lanes, always_inline, clear_bytes, float64_of_bits, never_inline, ticks, word
@@ -26,13 +26,16 @@ PARITY = int(Context.PARITY) * 8
     _, X_STRIDE, _, Y_STRIDE, _, H_STRIDE, _, C_STRIDE, WEIGHTS, BIAS, INPUTS, RECURRENT, BLOCKS, _, _, REVERSE,
     PRE, HOIST, GATES, PEEPHOLES, CLIP, ACTIVATIONS, PARAMETERS, INPUT_FORGET, _, _, PROJECTION,
     PROJECTED_BLOCKS, HIDDEN, HIDDEN_UNITS, ZEROS, X_STEP, Y_STEP, _, _, _, _, X_ROOM, H_ROOM, UNIT, PARTS, _, _, _,
+    TRACE,
 ) = (int(f) for f in Lstm)  # fmt: skip
 
 
 def layer(
-    weights: Floats, product: Any, floats_narrow: Any, ahead: tuple[Any, Any, Any], general: Any
+    weights: Floats, product: Any, floats_narrow: Any, ahead: tuple[Any, Any, Any], general: Any, traced: bool
 ) -> tuple[Any, Any]:
     """sequence(ip, cx, T, B, x, y, h, c): B rows over T steps, with the plain cell or (not None) a ``general`` one.
+
+    ``traced``: gates, c and h of each step are written behind y.
 
     Second, share(job, cx): what a helper does of a step. ``floats_narrow``: the product of a projection of h, whose
     weights are of the element type in every precision. ``ahead``: those of projection_shares().
@@ -43,7 +46,7 @@ def layer(
     one = v.vector_bytes
     four = 4 * one
     plain = general is None
-    stretch = stretch_of(weights, product, general)
+    stretch = stretch_of(weights, product, general, traced)
     hand_out, gather, share = shares(v, stretch, int(Job.PLAIN if plain else Job.GENERAL))
     hand_out_projections, gather_projections, projections = ahead
 
@@ -122,9 +125,10 @@ def layer(
                         ip, cx, helpers, B, forward, w, w_step, x_rows, x_between, depth, h_rows, h_between, recurrent,
                         z, zs, c, cs,
                     )  # fmt: skip
+                kept, kept_stride = (out + field(ip, TRACE), ys) if traced else (gates, four)
                 stretch(
                     ip, cx, B, 0, own, forward, w, w_step, x_rows, x_between, depth, h_rows, h_between, recurrent,
-                    z, zs, c, cs, c, cs, made, made_stride, gates,
+                    z, zs, c, cs, c, cs, made, made_stride, kept, kept_stride,
                 )  # fmt: skip
                 if helpers > 0:
                     gather(
@@ -144,24 +148,26 @@ def layer(
     return sequence, share
 
 
-def stretch_of(weights: Floats, product: Any, general: Any) -> Any:
+def stretch_of(weights: Floats, product: Any, general: Any, traced: bool) -> Any:
     """stretch(ip, cx, B, first, last, …): blocks first … last - 1 of 16 units of one step of B rows, back and forth.
 
-    The block at w has its products with x and h added to z; its cells take c and make c_new and out.
+    The block at w has its products with x and h added to z; its cells take c and make c_new and out. ``gates`` has room
+    for the pre-activations of a block; ``traced``: of all blocks, and they become what is written down of a step.
     """
     v = weights.v
-    fused, cell = lstm_block(weights), cell_block(v)
+    fused, cell = lstm_block(weights), traced_cell_block(v) if traced else cell_block(v)
     one = v.vector_bytes
     four = 4 * one
+    apart = TRACED_PARTS * one if traced else 0
     plain = general is None
     one_row = cell if plain else general
 
     @kernel
-    def cells(ip, cx, B, q, gates, c, cs, c_new, ns, out, os):  # type: ignore[no-untyped-def]
+    def cells(ip, cx, B, q, gates, gs, c, cs, c_new, ns, out, os):  # type: ignore[no-untyped-def]
         """The q-th 16 units of B rows, from their pre-activations."""
         b = 0
         while b < B:
-            z, old, new, to = gates + b * four, c + b * cs + q * one, c_new + b * ns + q * one, out + b * os + q * one
+            z, old, new, to = gates + b * gs, c + b * cs + q * one, c_new + b * ns + q * one, out + b * os + q * one
             if plain:
                 one_row(z, old, new, to)
             else:
@@ -173,20 +179,21 @@ def stretch_of(weights: Floats, product: Any, general: Any) -> Any:
     @kernel
     def stretch(  # type: ignore[no-untyped-def]
         ip, cx, B, first, last, forward, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c, cs, c_new, ns, out, os,
-        gates,
+        gates, gs,
     ):  # fmt: skip
         always_inline()
         k = first
         while k < last:
             q = k if forward else first + last - 1 - k
             here, bias = w + q * w_step, z + q * four
-            if plain and B == 1:
+            if plain and not traced and B == 1:
                 following = here + w_step if forward else here - w_step
                 old, new = c + q * one, c_new + q * one
                 fused(here, x, inputs, h, recurrent, bias, old, new, out + q * one, following)
             else:
-                product(here, x, xs, inputs, h, hs, recurrent, bias, zs, gates, four, B)
-                cells(ip, cx, B, q, gates, c, cs, c_new, ns, out, os)
+                to = gates + q * apart
+                product(here, x, xs, inputs, h, hs, recurrent, bias, zs, to, gs, B)
+                cells(ip, cx, B, q, to, gs, c, cs, c_new, ns, out, os)
             k += 1
 
     return stretch
@@ -205,8 +212,8 @@ def state_clearing(v: Lanes) -> Any:
     return clear
 
 
-def general_cell(v: Lanes, activate: Any) -> Any:
-    """block(ip, cx, z, peep, c, c_new, out): 16 units of one row, any cell."""
+def general_cell(v: Lanes, activate: Any, traced: bool) -> Any:
+    """block(ip, cx, z, peep, c, c_new, out): 16 units of one row, any cell; ``traced``: z becomes i, o, f, g, c, h."""
     vector_load = v.intrinsic(lambda b, at: v.load(b, at), "a", "v")
     vector_store = v.intrinsic(lambda b, at, x: v.store(b, x, at), "av", "")
     splat = v.intrinsic(v.splat, "s", "v")
@@ -256,8 +263,16 @@ def general_cell(v: Lanes, activate: Any) -> Any:
         if peep != 0:
             zo = fma(vector_load(peep + one), cell, zo)
         o = gate(ip, cx, 0, bound(clip, zo))
+        hidden = multiply(o, gate(ip, cx, 2, cell))
         vector_store(c_new, cell)
-        vector_store(out, multiply(o, gate(ip, cx, 2, cell)))
+        vector_store(out, hidden)
+        if traced:
+            vector_store(z, i)
+            vector_store(z + one, o)
+            vector_store(z + 2 * one, f)
+            vector_store(z + 3 * one, g)
+            vector_store(z + 4 * one, cell)
+            vector_store(z + 5 * one, hidden)
 
     return block
 
@@ -266,12 +281,20 @@ def kernels(weights: Floats, product: Any, floats_narrow: Any, activate: Any) ->
     """The kernels of this file by the name the executor calls them."""
     v = weights.v
     *ahead, ahead_share = projection_shares(v, product)
-    plain, plain_share = layer(weights, product, floats_narrow, tuple(ahead), None)
-    general, general_share = layer(weights, product, floats_narrow, tuple(ahead), general_cell(v, activate))
+
+    def made(general: bool, traced: bool) -> tuple[Any, Any]:
+        cell = general_cell(v, activate, traced) if general else None
+        return layer(weights, product, floats_narrow, tuple(ahead), cell, traced)
+
+    (plain, plain_share), (general, general_share) = made(False, False), made(True, False)
+    (traced_plain, _), (traced_general, _) = made(False, True), made(True, True)
+    clear = state_clearing(v)
     return {
         "lstm": over_rows(plain, Lstm),
-        "cell": over_rows(ragged(general, Lstm, state_clearing(v)), Lstm),
+        "cell": over_rows(ragged(general, Lstm, clear), Lstm),
         "lstm_share": plain_share,
         "cell_share": general_share,
         "projection_share": ahead_share,
+        "traced_lstm": over_rows(traced_plain, Lstm),
+        "traced_cell": over_rows(ragged(traced_general, Lstm, clear), Lstm),
     }

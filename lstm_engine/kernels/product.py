@@ -91,6 +91,21 @@ def cell_block(v: Lanes) -> Any:
     return v.intrinsic(emit, "aaaa", "")
 
 
+def traced_cell_block(v: Lanes) -> Any:
+    """cell(z, c, c_new, out) as cell_block(); z becomes i, o, f, g, c and h."""
+
+    def emit(b: ir.IRBuilder, z: ir.Value, c: ir.Value, c_new: ir.Value, out: ir.Value) -> None:
+        i, o, f, g = (v.load(b, b.add(z, int64(gate * v.vector_bytes))) for gate in range(4))
+        cell, hidden = maths.cell(v, b, (i, o, f, g), v.load(b, c))
+        gates = [maths.sigmoid(v, b, i), maths.sigmoid(v, b, o), maths.sigmoid(v, b, f), maths.tanh(v, b, g)]
+        v.store(b, cell, c_new)
+        v.store(b, hidden, out)
+        for place, value in enumerate([*gates, cell, hidden]):
+            v.store(b, value, b.add(z, int64(place * v.vector_bytes)))
+
+    return v.intrinsic(emit, "aaaa", "")
+
+
 def product_rows(weights: Floats, vectors: int) -> Callable[..., None]:
     """The tile over any number of rows, as many at a time as registers hold.
 

@@ -19,13 +19,13 @@ from .weights import Floats
 
 (
     _, X_STRIDE, _, Y_STRIDE, _, H_STRIDE, W, R, R_CANDIDATE, BIAS, INPUTS, UNITS, VECTORS, _, _, REVERSE, SUMS,
-    HOIST, CELL, CLIP, ACTIVATIONS, PARAMETERS, _, _, RESET, X_STEP, Y_STEP, _, _, _, _, ROOM, UNIT,
+    HOIST, CELL, CLIP, ACTIVATIONS, PARAMETERS, _, _, RESET, X_STEP, Y_STEP, _, _, _, _, ROOM, UNIT, TRACE,
 ) = (int(f) for f in Recurrent)  # fmt: skip
 RNN, GRU, GRU_LINEAR = int(Cell.RNN), int(Cell.GRU), int(Cell.GRU_LINEAR)
 
 
-def recurrent_rows(weights: Floats, product: Any, product_narrow: Any, activate: Any) -> Any:
-    """The kernel of GRU and RNN."""
+def recurrent_rows(weights: Floats, product: Any, product_narrow: Any, activate: Any, traced: bool) -> Any:
+    """The kernel of GRU and RNN; ``traced``: gates and h of each step are written behind y."""
     v = weights.v
     outputs = outputs_of(weights, product, product_narrow)
     load = v.intrinsic(lambda b, at: v.load(b, at), "a", "v")
@@ -75,6 +75,24 @@ def recurrent_rows(weights: Floats, product: Any, product_narrow: Any, activate:
                 candidate = fma(gate(ip, cx, 0, load(sums + 2 * plane + j)), load(sums + 3 * plane + j), candidate)
             n, z = gate(ip, cx, 1, candidate), gate(ip, cx, 0, load(sums + plane + j))
             store(out + j, fma(z, subtract(load(h + j), n), n))
+            j += one
+
+    @kernel
+    def write_down(ip, cx, sums, plane, linear, gated, out, to):  # type: ignore[no-untyped-def]
+        """What a step of a row computed on its way to ``out``: z, r, n and h, or h alone."""
+        never_inline()
+        j = 0
+        while j < plane:
+            if gated:
+                candidate, r = load(sums + j), gate(ip, cx, 0, load(sums + 2 * plane + j))
+                if linear:
+                    candidate = fma(r, load(sums + 3 * plane + j), candidate)
+                store(to + j, gate(ip, cx, 0, load(sums + plane + j)))
+                store(to + plane + j, r)
+                store(to + 2 * plane + j, gate(ip, cx, 1, candidate))
+                store(to + 3 * plane + j, load(out + j))
+            else:
+                store(to + j, load(out + j))
             j += one
 
     @kernel
@@ -140,6 +158,14 @@ def recurrent_rows(weights: Floats, product: Any, product_narrow: Any, activate:
                 at = n - 1 - s if reverse else s
                 out = y + (first + at) * y_step
                 advance(ip, cx, sums + at * B * row, previous, previous_stride, out, ys, B)
+                if traced:
+                    b, kind = 0, field(ip, CELL)
+                    while b < B:
+                        made, behind = sums + (at * B + b) * row, out + b * ys
+                        write_down(
+                            ip, cx, made, plane, kind == GRU_LINEAR, kind != RNN, behind, behind + field(ip, TRACE)
+                        )
+                        b += 1
                 previous, previous_stride = out, ys
                 s += 1
             t += n

@@ -161,7 +161,7 @@ def shares(v: Lanes, stretch: Any, kind: int) -> tuple[Any, Any, Any]:
             word(job + FORWARD) != 0, word(job + W), word(job + W_STEP), word(job + X), word(job + XS),
             word(job + INPUTS), word(job + H), word(job + HS), word(job + RECURRENT), word(job + Z), word(job + ZS),
             word(job + C), word(job + CS), word(job + C_NEW), word(job + OS), word(job + OUT), word(job + OS),
-            word(job + GATES),
+            word(job + GATES), 4 * one,
         )  # fmt: skip
         return 0
 
@@ -172,7 +172,7 @@ def shares(v: Lanes, stretch: Any, kind: int) -> tuple[Any, Any, Any]:
         never_inline()
         stretch(
             ip, cx, B, first, last, forward, w, w_step, x, xs, inputs, h, hs, recurrent, z, zs, c, cs, c, cs, out, os,
-            gates,
+            gates, 4 * one,
         )  # fmt: skip
 
     @kernel

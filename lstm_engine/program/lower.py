@@ -8,7 +8,7 @@ state from call to call and gives every step what the model gives its last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from math import prod
@@ -40,6 +40,7 @@ from .program import (
     Rows,
     StateSlot,
     Stretch,
+    Traced,
 )
 from .validate import TAIL, validate
 from .weights import form_of
@@ -94,6 +95,7 @@ class Plan:
     streamed: bool
     block: int  # steps there is room for at a time
     flat: bool = False  # no axis is time: a row holds all steps
+    traced: bool = False  # recurrent layers write down what they compute
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class Lowering:
         self.held: list[tuple[Kept, Rows]] = []  # states that are no recurrent node's own, and where they lie
         self.contexts: dict[str, Kept] = {}  # what windows remember, for their own instructions to keep
         self.ports: dict[str, int] = {}
+        self.traces: list[tuple[Traced, Rows]] = []
         self.fallible = False
         self.consumers = graph.consumers()
         self.node: Node | None = None
@@ -342,6 +345,8 @@ class Lowering:
         for spec in self.graph.outputs:
             if shown is None or spec.name in shown:
                 self._store(spec)
+        for trace, rows in self.traces:
+            self._store_rows(trace.output, rows)
         self._write_back()
         return self._finish()
 
@@ -433,7 +438,11 @@ class Lowering:
         form = self.form(spec.name)
         rows = self.uniform(rows, form.timed, form.batched)
         self.rows[spec.name] = rows
-        self.ports[f"out {spec.name}"] = len(self.ports)
+        self._store_rows(spec.name, rows)
+
+    def _store_rows(self, name: str, rows: Rows) -> None:
+        """Give the caller rows, through a port."""
+        self.ports[f"out {name}"] = len(self.ports)
         self.emit(
             Opcode.STORE,
             {
@@ -443,9 +452,9 @@ class Lowering:
                 Copy.BYTES: rows.row_bytes,
                 Copy.ROWS: self.per_step(rows),
                 Copy.TIMED: int(self._stepped(rows)),
-                Copy.PORT: self.ports[f"out {spec.name}"],
+                Copy.PORT: self.ports[f"out {name}"],
             },
-            f"output {spec.name} {rows.dtype}[{_dims(rows, self.batch)}]",
+            f"output {name} {rows.dtype}[{_dims(rows, self.batch)}]",
         )
 
     def _lower_node(self, node: Node) -> None:
@@ -556,11 +565,7 @@ class Lowering:
             inputs=tuple(
                 self._port(spec, self.ports[spec.name]) for spec in self.graph.inputs if spec.name in self.ports
             ),
-            outputs=tuple(
-                self._port(spec, self.ports[f"out {spec.name}"])
-                for spec in self.graph.outputs
-                if f"out {spec.name}" in self.ports
-            ),
+            outputs=tuple(self._outputs()),
             slots=tuple(self.slots),
             state_bytes=state_bytes,
             shadow=shadow,
@@ -574,6 +579,7 @@ class Lowering:
                 for word, value in instruction.fields.items()
                 if isinstance(value, RowCount)
             ),
+            traces=tuple(trace for trace, _ in self.traces),
             time_sizes=dict(self.roles.sizes),
             time=self.roles.time,
             batch_atoms=self.roles.batch,
@@ -582,6 +588,14 @@ class Lowering:
         )
         validate(program)
         return program
+
+    def _outputs(self) -> Iterator[Port]:
+        """The ports of the results, and of what recurrent layers wrote down."""
+        for spec in self.graph.outputs:
+            if f"out {spec.name}" in self.ports:
+                yield self._port(spec, self.ports[f"out {spec.name}"])
+        for trace, rows in self.traces:
+            yield _trace_port(trace.output, self.ports[f"out {trace.output}"], rows, self.steps, self.batch)
 
     def _rows_apart(self) -> bool:
         """Whether every tensor that is computed has the batch as its rows, or not at all."""
@@ -645,6 +659,14 @@ class Lowering:
             stepped,
             spec.optional,
         )
+
+
+def _trace_port(name: str, index: int, rows: Rows, steps: int, batch: int) -> Port:
+    """A port of rows as they lie: [T if timed][B if batched][width]."""
+    shape = (*([steps] if rows.timed else []), *([batch] if rows.batched else []), rows.width)
+    time = 0 if rows.timed else None
+    at = (int(rows.timed),) if rows.batched else ()
+    return Port(name, index, rows.dtype, shape, time, at, tuple(range(len(shape))), rows.timed)
 
 
 def _memory(rows: Rows) -> int:

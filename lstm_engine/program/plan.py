@@ -55,8 +55,8 @@ def capacity(steps: int) -> int:
     return max(SMALLEST_CAPACITY, 1 << (steps - 1).bit_length())
 
 
-def lower_run(graph: Graph, shapes: Shapes, store: Store, means: Means) -> Lowered:
-    """A program for whole sequences.
+def lower_run(graph: Graph, shapes: Shapes, store: Store, means: Means, traced: bool = False) -> Lowered:
+    """A program for whole sequences; ``traced``: its recurrent layers write down what they compute.
 
     Block by block where the model looks only back; else with room for up to capacity() steps; else, where the network
     itself depends on the number of steps, for exactly these shapes.
@@ -70,17 +70,25 @@ def lower_run(graph: Graph, shapes: Shapes, store: Store, means: Means) -> Lower
     steps = roles.size(roles.time)
     if any(axis is not None for axis in time_axes.values()):  # else the network itself makes its steps
         batch = roles.size(roles.batch)
-        for plan in (Plan(True, False, block_steps(batch, False)), Plan(False, False, capacity(steps))):
+        for plan in _plans(batch, steps, traced):
             with suppress(StreamingError, ModelFormatError, UnsupportedModelError):
                 program = independent_of_steps(graph, shapes, time_axes, store, means, plan)
                 if program is not None:
                     return Lowered(program, time_axes, True)
-    program = Lowering(now, known, Plan(False, False, steps), store, means).lower()
-    if program.hosts:  # a time axis that convolutions or attention run along as well is better one of the row's
+    program = Lowering(now, known, Plan(False, False, steps, traced=traced), store, means).lower()
+    if (
+        program.hosts and not traced
+    ):  # a time axis that convolutions or attention run along as well is better one of the row's
         flat = Lowering(now, known, Plan(False, False, 1, flat=True), store, means).lower()
         if len(flat.hosts) < len(program.hosts):
             return Lowered(flat, dict.fromkeys(time_axes), False)
     return Lowered(program, time_axes, False)
+
+
+def _plans(batch: int, steps: int, traced: bool) -> tuple[Plan, ...]:
+    """Block by block; with room for all steps."""
+    causal = Plan(True, False, block_steps(batch, False), traced=traced)
+    return causal, Plan(False, False, capacity(steps), traced=traced)
 
 
 def independent_of_steps(

@@ -168,6 +168,24 @@ class StateSlot:
 
 
 @dataclass(frozen=True)
+class Traced:
+    """What one direction of a recurrent layer writes down: the output that it comes by, and how it lies there.
+
+    ``output``: rows [T if timed][B if batched] of [units/16][parts][16] (``blockwise``), or of [parts][units padded to
+    whole vectors].
+    """
+
+    layer: str
+    op: str
+    output: str
+    parts: tuple[str, ...]
+    units: int
+    timed: bool
+    batched: bool
+    blockwise: bool
+
+
+@dataclass(frozen=True)
 class Means:
     """What programs of a model may use: the precision its weights are held in, and at most so many threads."""
 
@@ -202,6 +220,7 @@ class Program:
     fallible: bool
     rows_apart: bool
     row_words: tuple[int, ...]
+    traces: tuple[Traced, ...]
     time_sizes: Mapping[int, int]  # sizes of the atoms at lowering
     time: tuple[int, ...]
     batch_atoms: tuple[int, ...]

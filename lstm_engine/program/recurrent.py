@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, count
 from math import prod
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from ..reference.layers import BLOCKS
 from .layers import optional_weights, prepared_rows, source, weights
 from .lower import FEWEST_STEPS, Lowering, NoInstructionError, emits, falls_back
 from .packing import LANES, aligned_copy, blocks, pack_dense, pack_gates, pack_narrow, pack_planes, pack_vectors
-from .program import Field, Pinned, Place, Rows
+from .program import Field, Pinned, Place, Rows, Traced
 from .rearranging import emit_pieces, rearranged_row
 
 #: Codes of the gate activations, by ONNX's names in lower case.
@@ -100,10 +101,12 @@ def lower_recurrent(low: Lowering, node: Node) -> None:
     for d, name in enumerate(attributes.directions):
         h = _state(low, node, "h", d, width)
         c = _state(low, node, "c", d, units) if node.op == "LSTM" else None
-        y = _direction_rows(low, node, Y, directions, d, width, timed, clear=lengths is not None)
+        y = _direction_rows(low, node, Y, directions, d, width, timed, clear=lengths is not None, units=units)
         direction = Direction(d, name, x, y, h, c, timed, lengths, low.per_step(x))
         low.fallible |= lengths is not None
         _EMITTERS[node.op](low, node, attributes, direction, W[d], R[d])
+        if low.plan.traced:
+            _keep_trace(low, node, name, directions, y, units)
         if y.place != _column_place(Y, d * width):
             low.copy(y, Y.columns(d * width, width))
         ends.append((h, c))
@@ -131,6 +134,8 @@ def _emit_lstm(
     weight_bytes = blocks(units) * (low.weights.part_bytes(W.shape[1], 4) + low.weights.part_bytes(R.shape[1], 4))
     operations = 2 * (W.size + R.size) * _steps_a_row(direction) * direction.rows
     general = lengths is not None or not plain
+    if low.plan.traced:
+        fields[Lstm.TRACE] = _behind(direction)
     row = blocks(units) * 4 * LANES * low.dtype.itemsize
     steps = _steps_ahead(low, direction, W.nbytes)
     fields[Lstm.HOIST] = steps
@@ -139,13 +144,19 @@ def _emit_lstm(
     fields |= _shares(low, direction, units, weight_bytes, 2 * (W.size + R.size), steps * row)
     fields[Lstm.X_ROOM] = prepared_rows(low, W.shape[1], max(1, steps) * _at_once(low, direction))
     fields[Lstm.H_ROOM] = prepared_rows(low, R.shape[1], _at_once(low, direction))
+    opcodes = (Opcode.TRACED_LSTM, Opcode.TRACED_CELL) if low.plan.traced else (Opcode.LSTM, Opcode.CELL)
     low.emit(
-        Opcode.CELL if general else Opcode.LSTM,
+        opcodes[general],
         fields,
         _note(low, direction, units, "general cell" if general else "plain cell"),
         weight_bytes,
         operations,
     )
+
+
+def _behind(direction: Direction) -> int:
+    """Bytes from a row of y to what is written down of its step."""
+    return blocks(direction.y.width) * LANES * direction.y.dtype.itemsize
 
 
 def _shares(
@@ -174,6 +185,8 @@ def staged_bytes(parts: int, rows: int, count: int, size: int) -> int:
 def lower_inner(low: Lowering, node: Node) -> None:
     """A recurrence along an axis within the rows: each row of the program runs its own sequences from the start."""
     attributes = cell_attributes(node.op, node.attributes)
+    if low.plan.traced:
+        raise NoInstructionError("it runs along an axis within rows, where nothing is written down")
     if node.input(4):
         raise NoInstructionError("it has sequence lengths along an axis within rows")
     W, R = (weights(low, node, index) for index in (1, 2))
@@ -337,8 +350,10 @@ def _emit_gated(
     if cell == Cell.GRU:
         fields[Recurrent.R_CANDIDATE] = _packed_planes(low, ("candidate", *key), R, gates, [2])
         fields[Recurrent.RESET] = low.buffer(_at_once(low, direction) * plane, "reset h")
+    if low.plan.traced:
+        fields[Recurrent.TRACE] = _behind(direction)
     low.emit(
-        Opcode.RECURRENT,
+        Opcode.TRACED_RECURRENT if low.plan.traced else Opcode.RECURRENT,
         fields,
         _note(low, direction, units, cell.name.lower()),
         gates * blocks(units) * (low.weights.part_bytes(W.shape[1], 1) + low.weights.part_bytes(R.shape[1], 1)),
@@ -449,15 +464,37 @@ def _column_place(rows: Rows, first: int) -> Place | Pinned:
 
 
 def _direction_rows(
-    low: Lowering, node: Node, Y: Rows, directions: int, d: int, width: int, timed: bool, clear: bool
+    low: Lowering, node: Node, Y: Rows, directions: int, d: int, width: int, timed: bool, clear: bool, units: int
 ) -> Rows:
-    """Where one direction writes whole vectors: its columns of Y if they begin at one, else rows of its own."""
-    if directions == 1 or width % LANES == 0:
+    """Where one direction writes whole vectors: its columns of Y if they begin at one, else rows of its own.
+
+    A traced one has rows of its own, with room for the trace behind.
+    """
+    behind = len(_parts(node)) * blocks(units) * LANES if low.plan.traced else 0
+    if not behind and (directions == 1 or width % LANES == 0):
         return Y.columns(d * width, width)
-    own = low.new_rows(f"{node.label}.Y{d}", timed, Y.batched, width, low.dtype)
+    own = low.new_rows(f"{node.label}.Y{d}", timed, Y.batched, blocks(width) * LANES + behind, low.dtype)
     if clear:
         _clear(low, own)
-    return own
+    return own.columns(0, width)
+
+
+def _parts(node: Node) -> tuple[str, ...]:
+    """What a traced layer writes down, in the order of memory."""
+    return {"LSTM": ("i", "o", "f", "g", "c", "h"), "GRU": ("z", "r", "n", "h"), "RNN": ("h",)}[node.op]
+
+
+def _keep_trace(low: Lowering, node: Node, name: str, directions: int, y: Rows, units: int) -> None:
+    """Have the caller given what a direction wrote down."""
+    layer = node.name or next(filter(None, node.outputs))
+    if directions > 1:
+        layer = f"{layer}.{name}"
+    taken = {trace.layer for trace, _ in low.traces}
+    layer = next(each for each in chain([layer], (f"{layer}.{k}" for k in count(2))) if each not in taken)
+    parts = _parts(node)
+    rows = y.columns(blocks(y.width) * LANES, len(parts) * blocks(units) * LANES)
+    form = rows.timed, rows.batched, node.op == "LSTM"
+    low.traces.append((Traced(layer, node.op, f"trace of {layer}", parts, units, *form), rows))
 
 
 def _clear(low: Lowering, rows: Rows, once: bool = False) -> None:

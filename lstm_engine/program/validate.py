@@ -17,6 +17,7 @@ from ..encoding import (
     PLACES_AT_ONCE,
     PREPARED_AT_ONCE,
     SHARE_WORDS,
+    TRACED_PARTS,
     WORD_BYTES,
     Cell,
     Convert,
@@ -152,10 +153,11 @@ def _lstm(f: Any, steps: int, element: int, vector: int, block: int) -> Iterator
     rows, blocks = _rows_at_once(f, Lstm, steps), f[Lstm.BLOCKS]
     projected = f[Lstm.PROJECTION] != -1
     made = f[Lstm.PROJECTED_BLOCKS] * vector if projected else blocks * vector
+    traced = f[Lstm.TRACE] + TRACED_PARTS * blocks * vector if f.get(Lstm.TRACE) else made
     yield Extent(
         Lstm.X, _walked(f, Lstm, Lstm.X_STEP, Lstm.X_STRIDE, Lstm.X_OUTER, steps, f[Lstm.INPUTS] * element), False
     )
-    yield Extent(Lstm.Y, _walked(f, Lstm, Lstm.Y_STEP, Lstm.Y_STRIDE, Lstm.Y_OUTER, steps, made), True)
+    yield Extent(Lstm.Y, _walked(f, Lstm, Lstm.Y_STEP, Lstm.Y_STRIDE, Lstm.Y_OUTER, steps, traced), True)
     yield Extent(Lstm.H, _span(_all_rows(f, Lstm, steps), f[Lstm.H_STRIDE], 1, 0, made), True)
     yield Extent(Lstm.C, _span(_all_rows(f, Lstm, steps), f[Lstm.C_STRIDE], 1, 0, blocks * vector), True)
     yield Extent(Lstm.BIAS, blocks * 4 * vector, False)
@@ -186,7 +188,8 @@ def _recurrent(f: Any, steps: int, element: int, vector: int, block: int) -> Ite
     rows, plane = _rows_at_once(f, r, steps), f[Recurrent.VECTORS] * vector
     planes = 1 if f[Recurrent.CELL] == Cell.RNN else 4
     yield Extent(r.X, _walked(f, r, r.X_STEP, r.X_STRIDE, r.X_OUTER, steps, f[Recurrent.INPUTS] * element), False)
-    yield Extent(r.Y, _walked(f, r, r.Y_STEP, r.Y_STRIDE, r.Y_OUTER, steps, plane), True)
+    made = f[r.TRACE] + planes * plane if f.get(r.TRACE) else plane
+    yield Extent(r.Y, _walked(f, r, r.Y_STEP, r.Y_STRIDE, r.Y_OUTER, steps, made), True)
     yield Extent(r.H, _span(_all_rows(f, r, steps), f[r.H_STRIDE], 1, 0, plane), True)
     yield Extent(Recurrent.BIAS, planes * plane, False)
     yield Extent(Recurrent.SUMS, f[Recurrent.HOIST] * rows * planes * plane, True)
@@ -384,10 +387,9 @@ def _outputs(form: Form, depth: int, vectors: int) -> int:
 
 #: What the precision of the weights decides.
 _WEIGHTS: Final[dict[Opcode, Any]] = {
-    Opcode.LSTM: _lstm_weights,
-    Opcode.CELL: _lstm_weights,
+    **dict.fromkeys((Opcode.LSTM, Opcode.CELL, Opcode.TRACED_LSTM, Opcode.TRACED_CELL), _lstm_weights),
     Opcode.DENSE: _dense_weights,
-    Opcode.RECURRENT: _recurrent_weights,
+    **dict.fromkeys((Opcode.RECURRENT, Opcode.TRACED_RECURRENT), _recurrent_weights),
 }
 _RULES: Final[dict[Opcode, Any]] = {
     Opcode.HALT: _nothing,
@@ -395,13 +397,13 @@ _RULES: Final[dict[Opcode, Any]] = {
     Opcode.STORE: _store,
     Opcode.COPY: _copy,
     Opcode.EMBED: _embed,
-    Opcode.LSTM: _lstm,
-    Opcode.CELL: _cell,
+    **dict.fromkeys((Opcode.LSTM, Opcode.TRACED_LSTM), _lstm),
+    **dict.fromkeys((Opcode.CELL, Opcode.TRACED_CELL), _cell),
     Opcode.DENSE: _dense,
     Opcode.MAP: _map,
     Opcode.JOIN: _join,
     Opcode.SOFTMAX: _softmax,
-    Opcode.RECURRENT: _recurrent,
+    **dict.fromkeys((Opcode.RECURRENT, Opcode.TRACED_RECURRENT), _recurrent),
     Opcode.CONVOLUTION: _convolution,
     Opcode.REARRANGE: _rearrange,
     Opcode.REDUCE: _reduce,
@@ -416,13 +418,12 @@ _TIMED: Final[dict[Opcode, IntEnum]] = {
     Opcode.STORE: Copy.TIMED,
     Opcode.COPY: Copy.TIMED,
     Opcode.EMBED: Embed.TIMED,
-    Opcode.LSTM: Lstm.TIMED,
-    Opcode.CELL: Lstm.TIMED,
+    **dict.fromkeys((Opcode.LSTM, Opcode.CELL, Opcode.TRACED_LSTM, Opcode.TRACED_CELL), Lstm.TIMED),
     Opcode.DENSE: Dense.TIMED,
     Opcode.MAP: Map.TIMED,
     Opcode.JOIN: Join.TIMED,
     Opcode.SOFTMAX: Softmax.TIMED,
-    Opcode.RECURRENT: Recurrent.TIMED,
+    **dict.fromkeys((Opcode.RECURRENT, Opcode.TRACED_RECURRENT), Recurrent.TIMED),
     Opcode.CONVOLUTION: Convolution.TIMED,
     Opcode.REARRANGE: Rearrange.TIMED,
     Opcode.REDUCE: Reduce.TIMED,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
+from math import comb
 from statistics import median, quantiles
 from time import perf_counter, perf_counter_ns, process_time, sleep
 from typing import Any, Final
@@ -17,6 +18,7 @@ Loop = Callable[[int], object]  # makes n calls
 Progress = Callable[[float], None]  # the part that is done, 0 to 1
 
 RETAKES: Final = 6
+SURE: Final = 0.95  # of an interval
 LONGEST_RETAKEN: Final = 0.02  # seconds of a batch; longer ones seldom run undisturbed on a machine that disturbs
 LONG: Final = 10  # batches that a call may take and still be worth another one to warm the caches
 LATE: Final = 4  # times the time that calls at their times take, after which a turn ends
@@ -55,7 +57,8 @@ class Summary:
     """Seconds a call over the rounds of one engine.
 
     ``calls``: in one batch; ``rounds``: that count; ``dropped``: rounds left out because the system took the core away
-    again and again; ``disturbed``: such rounds that count all the same, since calm ones were too few.
+    again and again; ``disturbed``: such rounds that count all the same, since calm ones were too few; ``samples``: a
+    figure for each round that counts, in order.
     """
 
     median: float
@@ -66,16 +69,58 @@ class Summary:
     calls: int
     dropped: int
     disturbed: int
+    samples: tuple[float, ...] = field(default=(), compare=False, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """As a dict, without the rounds."""
+        return {name: value for name, value in asdict(self).items() if name != "samples"}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One loop beside another of the same rounds: what both felt alike is in no figure.
+
+    ``ratio``: the median over the rounds of its time over the other's; ``low`` and ``high``: between them the median of
+    endless rounds lies, as sure as SURE; ``difference``: in seconds.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    difference: float
+    rounds: int
 
     def as_json(self) -> dict[str, Any]:
         """As a dict."""
         return asdict(self)
 
 
+def beside(one: Summary, other: Summary) -> Beside:
+    """``one`` beside ``other``, round by round."""
+    pairs = list(zip(one.samples, other.samples, strict=True))
+    ratios = sorted(a / b for a, b in pairs)
+    outside = _outside(len(ratios))
+    return Beside(median(ratios), ratios[outside], ratios[-1 - outside], median(a - b for a, b in pairs), len(pairs))
+
+
+def _outside(samples: int) -> int:
+    """How many of the least, and of the greatest, are outside the interval of the median.
+
+    A sample is on either side of the median like a coin; few samples are all inside.
+    """
+    chance, count = 0.0, 0
+    while count < samples // 2:
+        chance += comb(samples, count) / 2**samples
+        if chance > (1 - SURE) / 2:
+            break
+        count += 1
+    return max(0, count - 1)
+
+
 def summarise(samples: Sequence[float], calls: int, dropped: int = 0, disturbed: int = 0) -> Summary:
     """Median, least and quartiles."""
     q1, _, q3 = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [samples[0]] * 3
-    return Summary(median(samples), min(samples), q1, q3, len(samples), calls, dropped, disturbed)
+    return Summary(median(samples), min(samples), q1, q3, len(samples), calls, dropped, disturbed, tuple(samples))
 
 
 def interleave(
