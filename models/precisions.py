@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "clipper")]
+sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "clipper"), str(HERE / "agreement")]
 
 import common  # noqa: E402
 import corpus  # noqa: E402
@@ -77,7 +77,15 @@ def digits(models: list[le.Model]) -> tuple[str, list[str]]:
     return "right, of 450", [str(int((model.run(x)["scores"].argmax(1) == y).sum())) for model in models]
 
 
+def agreement(models: list[le.Model]) -> tuple[str, list[str]]:
+    """How often the verb's right form is the likeliest across two misleading nouns."""
+    import measure
+
+    return "verb right, 2 misleading nouns", [f"{measure.agreement(model, measure.VERBS, 2):.3f}" for model in models]
+
+
 MEASURES: dict[str, Callable[[list[le.Model]], tuple[str, list[str]]]] = {
+    "agreement": agreement,
     "char": character,
     "clipper": clipper,
     "digits": digits,

@@ -25,7 +25,7 @@ _ROWS: Final = 256
 
 
 class Layer(NamedTuple):
-    """An LSTM layer's memory: which arrays of a State hold its c and h, and which of their rows [L·D,B,H]."""
+    """An LSTM layer, named as in a Trace: the arrays of a State that hold its c and h, and which rows [L·D,B,H]."""
 
     name: str
     cell: str
@@ -42,7 +42,7 @@ def layers_of(model: Model) -> tuple[Layer, ...]:
         hidden, cell = ((node.input(place) or f"{node.output(0)}.{end}") for place, end in ((5, "h"), (6, "c")))
         (cell_name, row), (hidden_name, _) = (_cut_from(name, makers, model) for name in (cell, hidden))
         if cell_name in held and hidden_name in held:
-            found.append(Layer(node.label, cell_name, hidden_name, row))
+            found.append(Layer(node.name or next(filter(None, node.outputs)), cell_name, hidden_name, row))
     return tuple(found)
 
 
@@ -186,12 +186,6 @@ def _play(
         cells.append(c)
         hidden.append(h)
     return np.stack(cells, axis=1), np.stack(hidden, axis=1), np.asarray(answers)
-
-
-def watch(model: Model, layer: Layer, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A layer's c and h [N,T,H] behind every step of sequences of tokens [N,T], each from an empty state."""
-    _, cells, hidden = zip(*_steps(model.stream(len(tokens)), layer, tokens, None), strict=True)
-    return np.stack(cells, axis=1), np.stack(hidden, axis=1)
 
 
 def _steps(

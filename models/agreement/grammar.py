@@ -280,11 +280,11 @@ class Writer:
         self._pronoun("subject", subject)
         return subject._replace(at=len(self._text.words) - 1)
 
-    def _pronoun(self, use: str, subject: Subject) -> None:
+    def _pronoun(self, use: str, subject: Subject, depth: int = 0) -> None:
         """The pronoun that stands for a subject."""
         forms = PRONOUNS[use]
         others = tuple(form for person, form in forms.items() if person != subject.person)
-        self._agree(use, subject, forms[subject.person], others, use, 0)
+        self._agree(use, subject, forms[subject.person], others, use, depth)
 
     def _predicate(self, subject: Subject, construction: str, depth: int) -> None:
         """A verb and what follows it."""
@@ -295,7 +295,7 @@ class Writer:
             self._object(subject, THINGS, depth)
         elif verb.kind == "object":
             if self._chance(0.2):
-                self._pronoun("reflexive", subject)
+                self._pronoun("reflexive", subject, depth)
             else:
                 self._object(subject, NOUNS, depth)
         if depth == 0 and self._chance(0.2):
@@ -346,7 +346,7 @@ class Writer:
     def _object(self, subject: Subject, nouns: Sequence[Noun], depth: int) -> None:
         """What a verb is done to: with a possessive that agrees with the subject, or with a modifier."""
         if self._chance(0.2):
-            self._pronoun("possessive", subject)
+            self._pronoun("possessive", subject, depth)
             self._noun(nouns, determined=False)
             return
         noun = self._noun(nouns, qualities=0.1)

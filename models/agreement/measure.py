@@ -233,18 +233,20 @@ def ablation_table(found: carriers.Carriers) -> str:
 
 
 def dissociation(model: le.Model, found: dict[str, carriers.Carriers], count: int = QUESTIONS) -> str:
-    """Each label's answers while the units that carry the one or the other are held."""
+    """Answers about each label while units are held that carry the one or the other."""
     (layer,) = carriers.layers_of(model)
     questions = {label: carriers.Questions.of(unaided(label, 2 * count), vocabulary(model)) for label in found}
+    played = {label: carriers.play(model, layer, asked[:count]) for label, asked in questions.items()}
     rows = []
-    for held, carrying in found.items():
-        row = [f"the carriers of {held}"]
-        for asked in questions.values():
-            told, answered = asked[:count], asked[count:]
-            ablation = carriers.holding_units(carrying.units, carriers.play(model, layer, told), told)
-            row.append(f"{carriers.play(model, layer, answered, ablation).right(answered).mean():.3f}")
-        rows.append(row)
-    return common.table(["held", *(f"right in {label}" for label in questions)], rows)
+    for label, carrying in found.items():
+        for one in carrying.ablated:
+            row = [f"{', '.join(map(str, one.units))} (of {label})"]
+            for asked, each in questions.items():
+                ablation = carriers.holding_units(one.units, played[asked], each[:count])
+                right = carriers.play(model, layer, each[count:], ablation).right(each[count:])
+                row.append(f"{right.mean():.3f}")
+            rows.append(row)
+    return common.table(["units held", *(f"right in {label}" for label in questions)], rows)
 
 
 def correlation_line(found: carriers.Carriers) -> str:
@@ -286,28 +288,24 @@ def passages(text: grammar.Text) -> Iterator[tuple[grammar.Agreement, grammar.Ag
             yield verb, after
 
 
-def story(model: le.Model, units: Sequence[int], words: int = HELDOUT_WORDS) -> str:
-    """Mean c of units at the moments of a clause whose subject is singular, and plural, and how open its output is."""
+def story(model: le.Model, unit: int, words: int = HELDOUT_WORDS) -> str:
+    """A unit at the moments of a clause: mean c if the subject is singular, and plural; mean gates."""
     (layer,) = carriers.layers_of(model)
     chosen = heldout_texts(words)
     tokens = np.zeros((len(chosen), max(len(text.words) for text in chosen)), np.int64)
     for row, text in zip(tokens, chosen, strict=True):
         row[: len(text.words)] = tokens_of([text], vocabulary(model))
-    cells, hidden = carriers.watch(model, layer, tokens)
+    trace = model.trace(tokens)[layer.name]
     met = [(row, *pair) for row, text in enumerate(chosen) for pair in passages(text)]
     plural = np.array([verb.subject.plural for _, verb, _ in met])
     rows = []
     for name, place in MOMENTS.items():
-        where = [row for row, _, _ in met], [place(verb, after) for _, verb, after in met]
-        row = [name]
-        for unit in units:
-            c, h = cells[..., unit][where], hidden[..., unit][where]
-            row += [f"{c[~plural].mean():+.2f}", f"{c[plural].mean():+.2f}", f"{np.mean(h / np.tanh(c)):.2f}"]
-        rows.append(row)
-    header = ["behind"]
-    for unit in units:
-        header += [f"c of unit {unit}, singular", "plural", "o"]
-    return f"{len(met):,} clauses.\n\n" + common.table(header, rows)
+        where = [place(verb, after) for _, verb, after in met], [row for row, _, _ in met], unit
+        c = trace.c[where]
+        gates = [f"{trace[gate][where].mean():.2f}" for gate in "fio"]
+        rows.append([name, f"{c[~plural].mean():+.2f}", f"{c[plural].mean():+.2f}", *gates])
+    header = ["at", "c, singular", "c, plural", "f", "i", "o"]
+    return f"Unit {unit}, over {len(met):,} clauses:\n\n" + common.table(header, rows)
 
 
 def shown(text: grammar.Text) -> bool:
@@ -385,7 +383,7 @@ def figures(model: le.Model) -> str:
     for label, carrying in found.items():
         parts += [f"### What carries {label}", correlation_line(carrying), ablation_table(carrying)]
     parts += ["### One held, the other asked", dissociation(model, found)]
-    parts += ["### From one subject to the next", story(model, found["number"].units[:3])]
+    parts += ["### From one subject to the next", *(story(model, unit) for unit in found["number"].units[:3])]
     return "\n\n".join(parts)
 
 
