@@ -27,7 +27,7 @@ import common  # noqa: E402
 import grammar  # noqa: E402
 
 NAMES = {"inputs": ["tokens", "h0", "c0"], "outputs": ["logits", "hn", "cn"]}
-EMBEDDING, HIDDEN = 24, 64
+EMBEDDING, HIDDEN = 24, 40
 ROWS, STEPS = 64, 48
 TRAIN_WORDS = 4_000_000
 PEAK_RATE, LAST_RATE, WARM_UP = 6e-3, 2e-5, 200
@@ -196,7 +196,7 @@ def figures(model: Agreement, record: Record, path: Path) -> str:
             "### Training",
             f"LSTM of {model.lstm.hidden_size} units, seed {record.seed}, {record.updates:,} updates: {read / 1e6:.0f} "
             f"million words read of {TRAIN_WORDS / 1e6:.0f} million; {record.bits:.3f} bits a word over the last "
-            f"updates; {record.minutes:.0f} minutes of a shared core. {len(grammar.words())} words; the training tokens "
+            f"updates; {record.minutes:.0f} minutes of a shared core. {len(grammar.words())} words; the tokens read "
             f"begin as `{hashlib.sha256(text.encode()).hexdigest()[:16]}`. Made with "
             f"{common.software('torch', 'onnx', 'onnxruntime')}.",
         ]
@@ -206,7 +206,7 @@ def figures(model: Agreement, record: Record, path: Path) -> str:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--updates", type=int, default=16_000, help="of the weights (0: only export and measure)")
+    parser.add_argument("--updates", type=int, default=12_000, help="of the weights (0: only export and measure)")
     parser.add_argument("--hidden", type=int, default=HIDDEN, help="units")
     parser.add_argument("--out", type=Path, default=HERE / "agreement.onnx", help="file to write")
     parser.add_argument("--card", type=Path, default=HERE / "README.md", help="to write figures in")
