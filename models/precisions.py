@@ -78,10 +78,11 @@ def digits(models: list[le.Model]) -> tuple[str, list[str]]:
 
 
 def agreement(models: list[le.Model]) -> tuple[str, list[str]]:
-    """How often the verb's right form is the likeliest across two misleading nouns."""
+    """Bits a word on the held-out texts."""
     import measure
 
-    return "verb right, 2 misleading nouns", [f"{measure.agreement(model, measure.VERBS, 2):.3f}" for model in models]
+    tokens = measure.tokens_of(measure.heldout_texts(), measure.vocabulary(models[0]))
+    return "bits a word", [f"{measure.bits_a_word(measure.read(model, tokens), tokens):.4f}" for model in models]
 
 
 MEASURES: dict[str, Callable[[list[le.Model]], tuple[str, list[str]]]] = {

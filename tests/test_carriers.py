@@ -162,7 +162,7 @@ def test_no_linear_probe_reads_what_was_held() -> None:
 def test_layers_name_their_state() -> None:
     char = carriers.layers_of(le.load(MODELS / "char" / "char.onnx"))
     assert [(layer.cell, layer.hidden, layer.row) for layer in char] == [("c0", "h0", 0), ("c0", "h0", 1)]
-    assert carriers.layers_of(model_of(LayerCase(I=8, H=32, outputs=("Y",)))) == (Layer("Y", "Y.c", "Y.h", 0),)
+    assert carriers.layers_of(model_of(LayerCase(I=8, H=32, outputs=("Y",)))) == (Layer("layer", "Y.c", "Y.h", 0),)
     two = model_of(NetCase(I=8, hidden=(16, 16), head="dense_softmax"))
     layers = carriers.layers_of(two)
     assert len(layers) == 2

@@ -70,17 +70,18 @@ class Questions:
 
     def __post_init__(self) -> None:
         faults = []
-        if self.tokens.ndim != 2 or self.choices.ndim != 2:
-            faults.append(f"expected tokens[N,T] and choices[N,K], got {self.tokens.shape} and {self.choices.shape}")
         counts = {len(array) for array in (self.tokens, self.labels, self.told, self.asked, self.choices)}
         if len(counts) > 1:
             faults.append(f"expected arrays of one length, got {sorted(counts)}")
-        elif not faults and len(self.tokens) == 0:
+        elif counts == {0}:
             faults.append("expected at least one")
-        elif not faults and not np.all((self.told >= 0) & (self.told <= self.asked)):
-            faults.append("expected every label to be told before it is asked for")
-        elif not faults and self.asked.max() >= self.tokens.shape[1]:
-            faults.append(f"expected steps below T = {self.tokens.shape[1]}, got {int(self.asked.max())}")
+        elif self.tokens.ndim != 2 or self.choices.ndim != 2:
+            faults.append(f"expected tokens[N,T] and choices[N,K], got {self.tokens.shape} and {self.choices.shape}")
+        else:
+            if not np.all((self.told >= 0) & (self.told <= self.asked)):
+                faults.append("expected every label to be told before it is asked for")
+            if self.asked.max() >= self.tokens.shape[1]:
+                faults.append(f"expected steps below T = {self.tokens.shape[1]}, got {int(self.asked.max())}")
         if faults:
             raise InputError(listed("questions", faults))
 

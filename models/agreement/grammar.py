@@ -69,6 +69,8 @@ PERSON_VERBS: Final = [
 THING_VERBS: Final = [
     *_verbs("alone", "fall stand break shine move vanishes/vanish"),
     *_verbs("state", "is/are was/were look"),
+    *_verbs("object", "hide touches/touch"),
+    *_verbs("own", "need lack"),
 ]
 VERBS: Final = list(dict.fromkeys([*PERSON_VERBS, *THING_VERBS]))
 PERSON_STATES: Final = ["happy", "tired", "hungry", "kind", "brave", "angry", "famous", "clever"]
