@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import (
+        BusyError,
         InputError,
         LstmEngineError,
         ModelFormatError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .graph import TensorSpec
     from .model import Model, load
     from .pool import StreamPool
+    from .serving import AsyncPool, AsyncStream
     from .session import InferenceSession
     from .state import State
     from .stream import Stream
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncPool": "serving",
+    "AsyncStream": "serving",
+    "BusyError": "errors",
     "InferenceSession": "session",
     "InputError": "errors",
     "LstmEngineError": "errors",
@@ -54,6 +59,9 @@ _HOMES = {
     "load": "model",
 }
 __all__ = [
+    "AsyncPool",
+    "AsyncStream",
+    "BusyError",
     "InferenceSession",
     "InputError",
     "LstmEngineError",

@@ -6,6 +6,7 @@
     ├── InputError              a feed of the wrong name, rank, size or dtype (also ValueError)
     ├── StreamingError          the model needs the whole sequence at once
     ├── StateError              a state that does not belong to this stream
+    ├── BusyError               more waits already than was said may wait
     └── TargetError             machine code for a CPU that cannot be had      (also ValueError)
 
 A message says: subject, what was expected (in named dimensions), what was got, where it came from
@@ -39,6 +40,10 @@ class StreamingError(LstmEngineError):
 
 class StateError(LstmEngineError):
     """A state of another model, batch or version, or a stream used by two callers at once."""
+
+
+class BusyError(LstmEngineError):
+    """More steps wait than were said to be let wait; nothing is wrong with this one: try again later."""
 
 
 class TargetError(LstmEngineError, ValueError):

@@ -57,6 +57,23 @@ def converted(spec: TensorSpec, value: Any) -> np.ndarray:
     return result
 
 
+def step_feeds(subject: str, specs: Sequence[TensorSpec], x: Any) -> Mapping[str, Any]:
+    """What a step of these inputs is given, as {name: value}; what may be left out may be missing.
+
+    Raises InputError for names that are no inputs, and inputs that are missing.
+    """
+    if len(specs) == 1 and not isinstance(x, Mapping):
+        return {specs[0].name: x}
+    names = [spec.name for spec in specs]
+    if not isinstance(x, Mapping):
+        raise InputError(f"{subject}: expected {{name: array}} for inputs {', '.join(names)}, got {described(x)}")
+    faults = [f"'{name}' is not an input of a step" for name in x if name not in names]
+    faults += [f"'{spec}' is missing" for spec in specs if spec.name not in x and not spec.optional]
+    if faults:
+        raise InputError(listed(f"{subject} (inputs: {'; '.join(map(str, specs))})", faults))
+    return x
+
+
 def with_zeros(specs: Sequence[TensorSpec], names: Sequence[str], feeds: Mapping[str, Any]) -> dict[str, Any]:
     """The feeds, and zeros for those of ``names`` that are left out, where the others say how large they are."""
     sizes = {

@@ -60,10 +60,10 @@ def load(
 ) -> Model:
     """Load a trained network from an .onnx or .npz file (or its bytes).
 
-    ``precision`` of the weights: None for the file's own, "float32", "bfloat16" (float32 arithmetic, half the bytes) or
-    "int8" (weights and the rows they meet in int8, summed in int32); a float64 model runs in float64 only.
-    ``threads``: at most so many
-    a call, where they make it faster (None: LSTM_ENGINE_THREADS, or the cores this process may run on).
+    ``precision`` of the weights: None for the file's own, "float32", "bfloat16" (half the bytes, summed in
+    float32) or "int8" (weights and the rows they meet in int8, summed in int32); a float64 model runs in float64 only.
+    ``threads``: at most so many a call, where they make it faster (None: LSTM_ENGINE_THREADS, or the cores this process
+    may run on).
     ``states``: {input: output} pairs a stream carries, beside those found by themselves ({input: None}: it is none).
     ``constants``: inputs that never change. ``prefix``, ``batch_first``, ``nonlinearity``, ``layers``: what a file of
     bare weights cannot say (a PyTorch state_dict, Keras weights).

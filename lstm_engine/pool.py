@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .errors import InputError, StateError, listed
-from .feeds import bind_constants, described, fits, rows_of, shown
+from .feeds import bind_constants, described, fits, rows_of, shown, step_feeds
 from .passes.shapes import fold
 from .slots import Slots
 from .state import State
@@ -170,25 +170,14 @@ class StreamPool:
         handles = self._slots.handles(slots)
         if len(chunks) != len(handles):
             raise InputError(f"feed: expected a chunk for each of {len(handles)} slots, got {len(chunks)}")
-        named = [self._named(f"feed, chunk {i}", chunk) for i, chunk in enumerate(chunks)]
+        named = [step_feeds(f"feed, chunk {i}", self.inputs, chunk) for i, chunk in enumerate(chunks)]
         with self._lock:
             results = self._way.feed(handles, named)
         return [next(iter(each.values())) if len(each) == 1 else each for each in results]
 
-    def _named(self, subject: str, X: Any) -> Mapping[str, Any]:
-        names = [spec.name for spec in self.inputs]
-        named = X if isinstance(X, Mapping) else {names[0]: X} if len(names) == 1 else None
-        if named is None:
-            raise InputError(f"{subject}: expected {{name: array}} for inputs {', '.join(names)}, got {described(X)}")
-        faults = [f"'{name}' is not an input of a step" for name in named if name not in names]
-        faults += [f"'{spec}' is missing" for spec in self.inputs if spec.name not in named and not spec.optional]
-        if faults:
-            raise InputError(listed(f"{subject} (inputs: {'; '.join(map(str, self.inputs))})", faults))
-        return named
-
     def _rows(self, X: Any, n: int) -> dict[str, np.ndarray]:
         """X by the input's name, in the inputs' dtypes and C-contiguous; zeros for what may be left out."""
-        named, arrays, faults = self._named("step", X), {}, []
+        named, arrays, faults = step_feeds("step", self.inputs, X), {}, []
         for spec in self.inputs:
             try:
                 arrays[spec.name] = rows_of(spec, named.get(spec.name), n)

@@ -16,7 +16,7 @@ from . import snapshots
 from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form
 from .engine import IN_USE, Attachment, Layout, Runner, slot_rows
 from .errors import InputError, StateError, listed
-from .feeds import bind_constants, converted, described, fits, shown
+from .feeds import bind_constants, converted, described, fits, shown, step_feeds
 from .graph import Shape, TensorSpec
 from .passes.shapes import fold
 from .program.program import Port, Program, StateSlot
@@ -205,7 +205,7 @@ class Stream:
 
     def _step_feeds(self, x: Any) -> tuple[dict[str, np.ndarray], bool]:
         """Feeds of one step with their batch axis; second, whether the caller left it out."""
-        named = self._named(x)
+        named = step_feeds("step", self.inputs, x)
         faults: list[str] = []
         arrays, lean = {}, False
         for spec in self.inputs:
@@ -221,17 +221,6 @@ class Stream:
         if faults:
             raise InputError(listed("step", faults))
         return arrays, lean
-
-    def _named(self, x: Any) -> Mapping[str, Any]:
-        names = [spec.name for spec in self.inputs]
-        named = x if isinstance(x, Mapping) else {names[0]: x} if len(names) == 1 else None
-        if named is None:
-            raise InputError(f"step: expected {{name: array}} for inputs {', '.join(names)}, got {described(x)}")
-        faults = [f"'{name}' is not an input of a step" for name in named if name not in names]
-        faults += [f"'{spec}' is missing" for spec in self.inputs if spec.name not in named and not spec.optional]
-        if faults:
-            raise InputError(listed(f"step (inputs: {'; '.join(map(str, self.inputs))})", faults))
-        return named
 
     def _fitted(self, spec: TensorSpec, value: Any) -> tuple[np.ndarray, bool]:
         array = converted(spec, value)
@@ -254,7 +243,7 @@ class Stream:
 
         Raises InputError, StateError; the state is then as it was before the whole chunk.
         """
-        named = self._named(chunk)
+        named = step_feeds("step", self.inputs, chunk)
         arrays, steps = self._chunk_feeds(named)
         if self._lowered.frames is not None:
             self._resize(self._lowered.frames, {name: array.shape[1:] for name, array in arrays.items()})

@@ -19,6 +19,7 @@ import common  # noqa: E402
 import corpus  # noqa: E402
 
 import lstm_engine as le  # noqa: E402
+from lstm_engine.machine import target  # noqa: E402
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 PLACE = ("<!-- precisions: written by precisions.py -->", "<!-- end of precisions -->")
@@ -111,7 +112,8 @@ def figures(name: str) -> str:
         [precision, cell, f"{saved_bytes(model):,}"]
         for precision, cell, model in zip(PRECISIONS, cells, models, strict=True)
     ]
-    return common.table(["weights", heading, "bytes as .npz"], rows)
+    rounded = "Rows that bfloat16 weights meet are rounded too on the processor this was measured on."
+    return common.table(["weights", heading, "bytes as .npz"], rows) + (f"\n\n{rounded}" if target().bf16 else "")
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from llvmlite import ir
 
 from ..encoding import TRACED_PARTS, Context, Job, Lstm
 from ..jit import kernel
-from .product import cell_block, lstm_block, traced_cell_block
+from ..machine import target
+from .product import AHEAD_ROWS, cell_block, lstm_block, lstm_block_ahead, traced_cell_block
 from .rows import copy_rows, field, locate, over_rows, ragged, scratch
 from .shares import claimed, projection_shares, shares
 from .simd import Lanes, always_inline, clear_bytes, float64_of_bits, never_inline, ticks, word
@@ -77,6 +78,9 @@ def layer(
                 ip, cx, helpers, offered, ticks() - since, rows, room, W, w_step, made, made_stride, inputs, bias, pre
             )
 
+    in_step = plain and not traced and runs_ahead(weights)
+    ahead_of: Any = projecting_ahead(weights, projections) if in_step else None
+
     @kernel
     def sequence(ip, cx, T, B, x, y, h, c):  # type: ignore[no-untyped-def]
         never_inline()
@@ -95,6 +99,9 @@ def layer(
         w_step, pre_row = x_bytes + part_bytes(recurrent), blocks * four
         w, depth = (W + x_bytes, 0) if hoisted else (W, inputs)
         parts, helpers = field(ip, PARTS), 0
+        if in_step and hoisted and B == 1 and parts == 1 and FEWEST_AHEAD <= T and room >= T:
+            ahead_of(ip, cx, T, x, y, h, c, w, w_step)
+            return 0
         previous, previous_stride = h, hs
         t = 0
         while t < T:
@@ -146,6 +153,67 @@ def layer(
         return 0
 
     return sequence, share
+
+
+#: Steps from which on input projections are made beside the steps before.
+FEWEST_AHEAD = 3 * AHEAD_ROWS
+
+
+def runs_ahead(weights: Floats) -> bool:
+    """Whether registers hold what a recurrent product and the projections of rows to come need at once."""
+    return type(weights) is Floats and weights.v.vector_bytes == target().vector_bytes
+
+
+def projecting_ahead(weights: Floats, projections: Any) -> Any:
+    """run(ip, cx, T, x, y, h, c, r, r_step): one row over T steps; each step's blocks make projections of later ones.
+
+    AHEAD_ROWS rows take four steps, a vector of their outputs a block: that is more than four steps use up.
+    """
+    v = weights.v
+    block, fused = lstm_block_ahead(weights), lstm_block(weights)
+    one = v.vector_bytes
+    four, rows = 4 * one, AHEAD_ROWS
+
+    @kernel
+    def run(ip, cx, T, x, y, h, c, r, r_step):  # type: ignore[no-untyped-def]
+        never_inline()
+        x_step, y_step = field(ip, X_STEP), field(ip, Y_STEP)
+        if field(ip, REVERSE) != 0:
+            x, y = x + (T - 1) * x_step, y + (T - 1) * y_step
+            x_step, y_step = -x_step, -y_step
+        W, bias, pre = locate(cx, field(ip, WEIGHTS)), locate(cx, field(ip, BIAS)), locate(cx, field(ip, PRE))
+        inputs, recurrent, blocks = field(ip, INPUTS), field(ip, RECURRENT), field(ip, BLOCKS)
+        parity, row = word(cx + PARITY), blocks * four
+        projections(rows, 0, blocks, W, r_step, x, x_step, inputs, bias, pre, row)
+        done, job, previous = rows, 0, h  # rows projected, and vectors of the rows after them
+        t = 0
+        while t < T:
+            out, k = y + t * y_step, 0
+            forward = (parity + t) & 1 == 0
+            while k < blocks:
+                q = k if forward else blocks - 1 - k
+                here = r + q * r_step
+                following = here + r_step if forward else here - r_step
+                z, cell = pre + t * row + q * four, c + q * one
+                if done < T:
+                    first = min(done, T - rows)
+                    column = (job >> 2) * four + (job & 3) * one
+                    w = W + (job >> 2) * r_step + (job & 3) * one
+                    block(
+                        here, previous, recurrent, z, cell, cell, out + q * one, following, w, inputs,
+                        x + first * x_step, x_step, bias + column, pre + first * row + column, row,
+                    )  # fmt: skip
+                    job += 1
+                    if job == 4 * blocks:
+                        done, job = first + rows, 0
+                else:
+                    fused(here, 0, 0, previous, recurrent, z, cell, cell, out + q * one, following)
+                k += 1
+            previous = out
+            t += 1
+        copy_rows(h, 0, 0, previous, 0, 0, blocks * one, 1, 1)
+
+    return run
 
 
 def stretch_of(weights: Floats, product: Any, general: Any, traced: bool) -> Any:

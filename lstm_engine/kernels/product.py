@@ -18,7 +18,7 @@ from ..jit import kernel
 from ..machine import target
 from . import maths
 from .simd import INT64, Lanes, int64, never_inline, pointer
-from .weights import Floats, Sums
+from .weights import Floats, Sums, repeated
 
 #: Lines of the next weights asked for ahead of a cell (bench row `step-h128`: 32 gain a twentieth).
 AHEAD = 32
@@ -77,6 +77,54 @@ def lstm_block(weights: Floats) -> Any:
         v.store(b, hidden, out)
 
     return v.intrinsic(emit, "a" * 10, "")
+
+
+AHEAD_ROWS = 6  # whose input projections are made beside a recurrent product
+
+
+def lstm_block_ahead(weights: Floats) -> Any:
+    """block(r, h, Kh, z, c, c_new, out, next, w, Kx, x, x_stride, bias, pre, pre_stride): lstm_block() of a projected
+    row, and on the way pre = bias + x·w for AHEAD_ROWS rows of x and 16 outputs: every fourth vector from w on.
+
+    The recurrent weights come from the second-level cache at half the pace of the multiplications: the other half is
+    there for rows to come (bench rows `sequence-h64-b1`, `sequence-h128-b1`).
+    """
+    v = weights.v
+    one, rows = v.vector_bytes, range(AHEAD_ROWS)
+
+    def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
+        r, h, h_depth, z, c, c_new, out, following, w, x_depth, x, x_stride, bias, pre, pre_stride = operands
+        x_rows = [b.add(x, b.mul(x_stride, int64(m))) for m in rows]
+        begun = v.load(b, bias)
+
+        def recurrent(k: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            at = b.add(r, b.mul(k, int64(4 * one)))
+            factor = v.broadcast(b, b.add(h, b.mul(k, int64(v.bytes))))
+            return [v.fma(b, factor, v.load(b, b.add(at, int64(g * one))), total) for g, total in enumerate(sums)]
+
+        def ahead(k: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            weight, place = v.load(b, b.add(w, b.mul(k, int64(4 * one)))), b.mul(k, int64(v.bytes))
+            return [v.fma(b, v.broadcast(b, b.add(x_rows[m], place)), weight, total) for m, total in enumerate(sums)]
+
+        def both(k: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            return [*recurrent(k, sums[:4]), *ahead(k, sums[4:])]
+
+        together = b.select(b.icmp_signed("<", h_depth, x_depth), h_depth, x_depth)
+        starts = [v.load(b, b.add(z, int64(g * one))) for g in range(4)]
+        sums = repeated(b, together, [*starts, *([begun] * AHEAD_ROWS)], both)
+        gates, made = sums[:4], sums[4:]
+        made = repeated(b, b.sub(x_depth, together), made, lambda k, held: ahead(b.add(k, together), held))
+        gates = repeated(b, b.sub(h_depth, together), gates, lambda k, held: recurrent(b.add(k, together), held))
+        for m, total in zip(rows, made, strict=True):
+            v.store(b, total, b.add(pre, b.mul(pre_stride, int64(m))))
+        for line in range(AHEAD):
+            v.prefetch(b, b.add(following, int64(64 * line)))
+        i, o, f, g = gates
+        cell, hidden = maths.cell(v, b, (i, o, f, g), v.load(b, c))
+        v.store(b, cell, c_new)
+        v.store(b, hidden, out)
+
+    return v.intrinsic(emit, "a" * 15, "")
 
 
 def cell_block(v: Lanes) -> Any:

@@ -204,7 +204,7 @@ HALVES = ir.VectorType(ir.IntType(16), 2 * WIDTH)
 
 
 def spread(b: ir.IRBuilder, word: ir.Value) -> ir.Value:
-    """Four bytes, sixteen times."""
+    """One word, sixteen times."""
     undefined = ir.Constant(WORDS, ir.Undefined)
     first = b.insert_element(undefined, word, ir.Constant(INT32, 0))
     return b.shuffle_vector(first, undefined, ir.Constant(WORDS, [0] * WIDTH))
@@ -229,6 +229,11 @@ def dot(b: ir.IRBuilder, total: ir.Value, four: ir.Value, weights: ir.Value) -> 
     for w, a in (evens, odds):
         total = b.add(total, _neighbours(b, w, a))
     return total
+
+
+def dot_halves(b: ir.IRBuilder, total: ir.Value, two: ir.Value, weights: ir.Value) -> ir.Value:
+    """total[j] + Σ_i a[i]·w[j][i]: two bfloat16 a with sixteen times two bfloat16 w, all as words."""
+    return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", total.type, [total, two, weights])
 
 
 def _in_registers(b: ir.IRBuilder, name: str, total: ir.Value, *bytes_: ir.Value) -> ir.Value:

@@ -7,9 +7,12 @@ forms are 64-byte aligned and read once, from front to back:
     bfloat16            [⌈K/2⌉][G][16] words of 32 bits, the even k in the low half, the odd one in the high half
     int8                [G][16] int32: -128·Σ_k w; [G][16] float32: scale; then [⌈K/4⌉][G][16][4] int8
 
-bfloat16 weights are widened in registers, so a result is that of the float32 kernel with rounded weights, bit by bit.
-int8 weights meet rows that are rounded to int8 too, with a scale of their own (``prepare``): products are summed in
-int32, exactly, in any order; the scales meet the sum at its end.
+bfloat16 weights are widened in registers, so a result is that of the float32 kernel with rounded weights, bit by bit;
+but where the processor multiplies pairs of them by itself, at twice the rate (``Target.bf16``), they meet rows that are
+rounded to such pairs (``prepare``), and a chain of sums takes two neighbouring k at a time. All products of a processor
+are made one way: chunks, batches and threads would show otherwise.
+int8 weights meet rows that are rounded to int8 too, with a scale of their own: products are summed in int32, exactly,
+in any order; the scales meet the sum at its end.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ from typing import Any
 from llvmlite import ir
 
 from ..jit import kernel
-from .simd import BYTES, INT32, INT64, WIDTH, WORDS, Lanes, call, dot, int64, pointer, spread
+from ..machine import target
+from .simd import BYTES, INT32, INT64, WIDTH, WORDS, Lanes, call, dot, dot_halves, int64, pointer, spread
 
 Sums = list[list[ir.Value]]
 Part = tuple[ir.Value, ir.Value, ir.Value]  # address of the first row, stride of rows, K
 LINE = 64
+NAN = 0x7FC00000  # bits of a quiet NaN
 
 
 def repeated(
@@ -123,7 +128,7 @@ class Floats:
 
 
 class Halves(Floats):
-    """Weights in bfloat16."""
+    """Weights in bfloat16 that meet rows in float32."""
 
     most_rows = 5  # words and what they are widened to take registers of their own
 
@@ -179,6 +184,80 @@ class Halves(Floats):
         return halves_bytes
 
 
+class Pairs(Halves):
+    """Weights in bfloat16; rows they meet are ⌈K/2⌉ words of two elements, rounded likewise."""
+
+    most_rows = Floats.most_rows
+
+    def add(self, b: ir.IRBuilder, sums: Sums, w: ir.Value, part: Part) -> tuple[Sums, ir.Value]:
+        """As Floats.add(): two neighbouring k of each word, of weights and of rows."""
+        v, vectors = self.v, len(sums[0])
+        x, stride, depth = part
+
+        def products(k: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
+            at, *flat = values
+            places = [pointer(b, b.add(at, int64(g * LINE))) for g in range(vectors)]
+            weights = [b.load(place, typ=v.bits, align=LINE) for place in places]
+            first, made = b.add(x, b.mul(k, int64(4))), []
+            for m, row in enumerate(_rows(flat, vectors)):
+                two = spread(b, b.load(pointer(b, b.add(first, b.mul(stride, int64(m)))), typ=INT32, align=4))
+                made += [dot_halves(b, total, two, weight) for weight, total in zip(weights, row, strict=True)]
+            return [b.add(at, int64(vectors * LINE)), *made]
+
+        pairs = b.ashr(b.add(depth, int64(1)), int64(1))
+        end, *flat = repeated(b, pairs, [w, *_flat(sums)], products)
+        return _rows(flat, vectors), end
+
+    def activations(self) -> tuple[Any, Any]:
+        """As Floats.activations(): rows rounded to bfloat16, zeros behind them up to whole vectors."""
+
+        @kernel
+        def prepared_stride(xs, width):  # type: ignore[no-untyped-def]
+            return (2 * width + LINE - 1) & -LINE
+
+        return rounding_rows(self.v, halved_row, prepared_stride), prepared_stride
+
+
+def rounding_rows(v: Lanes, emit: Callable[..., None], prepared_stride: Any) -> Any:
+    """prepare() of Floats.activations() for rows that are rounded: emit(v, b, to, x, width, unit) rounds one."""
+    round_row = v.intrinsic(lambda b, *operands: emit(v, b, *operands), "aaaa", "")
+
+    @kernel
+    def prepare(room, x, xs, width, unit, rows):  # type: ignore[no-untyped-def]
+        stride = prepared_stride(xs, width)
+        r = 0
+        while r < rows:
+            round_row(room + r * stride, x + r * xs, width, unit)
+            r += 1
+        return room
+
+    return prepare
+
+
+def _elements(v: Lanes, b: ir.IRBuilder, x: ir.Value, width: ir.Value, j: ir.Value) -> ir.Value:
+    """The j-th 16 elements of a row, zero beyond its width."""
+    begun = b.mul(j, int64(WIDTH))
+    read = v.load(b, b.add(x, b.mul(begun, int64(v.bytes))), aligned=False)
+    return v.first_lanes(b, b.sub(width, begun), read, v.constant(0.0))
+
+
+def halved_row(v: Lanes, b: ir.IRBuilder, to: ir.Value, x: ir.Value, width: ir.Value, unit: ir.Value) -> None:
+    """Round a row to the nearest bfloat16, ties to even, whatever its ``unit``; NaN stays NaN."""
+    narrow = ir.VectorType(ir.IntType(16), WIDTH)
+
+    def rounded(j: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
+        element = _elements(v, b, x, width, j)
+        bits = b.bitcast(element, v.bits)
+        up = b.add(b.and_(b.lshr(bits, v.bit_pattern(16)), v.bit_pattern(1)), v.bit_pattern(0x7FFF))
+        number = b.fcmp_ordered("ord", element, element)
+        nearest = b.select(number, b.add(bits, up), v.bit_pattern(NAN))
+        halves = b.trunc(b.lshr(nearest, v.bit_pattern(16)), narrow)
+        b.store(halves, pointer(b, b.add(to, b.mul(j, int64(2 * WIDTH)))), align=2)
+        return []
+
+    repeated(b, b.sdiv(b.add(width, int64(WIDTH - 1)), int64(WIDTH)), [], rounded)
+
+
 MAGNITUDE, INFINITE, ONE = 0x7FFFFFFF, 0x7F800000, 0x3F800000  # bits of float32
 SCALE_BYTES = 4  # in front of a row of int8
 LEVELS = 127.0
@@ -228,23 +307,12 @@ class Bytes(Floats):
 
     def activations(self) -> tuple[Any, Any]:
         """As Floats.activations(): rows rounded to int8."""
-        v = self.v
-        quantise = v.intrinsic(lambda b, *operands: quantised_row(v, b, *operands), "aaaa", "")
 
         @kernel
         def prepared_stride(xs, width):  # type: ignore[no-untyped-def]
             return (((width + 15) & -16) + SCALE_BYTES + LINE - 1) & -LINE
 
-        @kernel
-        def prepare(room, x, xs, width, unit, rows):  # type: ignore[no-untyped-def]
-            stride = prepared_stride(xs, width)
-            r = 0
-            while r < rows:
-                quantise(room + r * stride, x + r * xs, width, unit)
-                r += 1
-            return room
-
-        return prepare, prepared_stride
+        return rounding_rows(self.v, quantised_row, prepared_stride), prepared_stride
 
     def part_bytes(self, vectors: int) -> Any:
         """As Floats.part_bytes()."""
@@ -265,12 +333,9 @@ def quantised_row(v: Lanes, b: ir.IRBuilder, to: ir.Value, x: ir.Value, width: i
     A row with NaN or ±inf has the scale NaN, so that all that is made of it is NaN.
     """
     vectors = b.sdiv(b.add(width, int64(WIDTH - 1)), int64(WIDTH))
-    nothing = v.constant(0.0)
 
     def elements(j: ir.Value) -> ir.Value:
-        begun = b.mul(j, int64(WIDTH))
-        read = v.load(b, b.add(x, b.mul(begun, int64(v.bytes))), aligned=False)
-        return v.first_lanes(b, b.sub(width, begun), read, nothing)
+        return _elements(v, b, x, width, j)
 
     def larger(k: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
         bits = b.and_(b.bitcast(elements(k), v.bits), v.bit_pattern(MAGNITUDE))
@@ -301,5 +366,6 @@ def quantised_row(v: Lanes, b: ir.IRBuilder, to: ir.Value, x: ir.Value, width: i
 
 
 def weights_of(precision: str, v: Lanes) -> Floats:
-    """The form of a precision."""
-    return {"bfloat16": Halves, "int8": Bytes}.get(precision, Floats)(v)
+    """The form of a precision on the processor that code is made for."""
+    halves = Pairs if target().bf16 else Halves
+    return {"bfloat16": halves, "int8": Bytes}.get(precision, Floats)(v)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..machine import target
 from ..precision import LEVELS, PRECISIONS, bfloat16, int8_levels
 from .arena import ALIGNMENT
 
@@ -40,6 +41,10 @@ class Half(Form):
     def part_bytes(self, depth: int, vectors: int) -> int:
         """As Form.part_bytes()."""
         return -(-depth // 2) * vectors * LANES * 4
+
+    def row_bytes(self, width: int) -> int:
+        """Rows are rounded to bfloat16 where products take them so."""
+        return -(-2 * width // ALIGNMENT) * ALIGNMENT if target().bf16 else 0
 
     def parts(self, values: np.ndarray) -> np.ndarray:
         """As Form.parts()."""

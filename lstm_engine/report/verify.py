@@ -23,6 +23,7 @@ from .. import reference
 from ..encoding import Opcode
 from ..errors import InputError, LstmEngineError
 from ..graph import reads
+from ..machine import target
 from ..precision import ROUNDINGS
 from ..program.plan import probe_shapes
 from ..program.streaming import FRAMES, probe
@@ -157,10 +158,11 @@ class _Bounds:
             return _Bounds(element, reference.run(graph, feeds), reference.run(graph, feeds, dtype=element))
         hosts = {label for label, _ in ways_of(model).hosts}
         one, up, down = (
-            reference.at_precision(model.graph, precision, hosts, lean) for lean in (0.0, NEAR_TIE, -NEAR_TIE)
+            reference.at_precision(model.graph, precision, hosts, lean, rows_too=target().bf16)
+            for lean in (0.0, NEAR_TIE, -NEAR_TIE)
         )
         exact, near = reference.run(one, feeds), reference.run(one, feeds, dtype=element)
-        tied = [reference.run(way, feeds) for way in (up, down)] if precision == "int8" else []
+        tied = [reference.run(way, feeds) for way in (up, down)] if precision == "int8" or target().bf16 else []
         return _Bounds(element, exact, near, tied, reference.run(graph, feeds))
 
 
