@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from .allowance import Allowance, allowance, at_best
+from .crowd import CROWD
 from .measure import OURS
 from .report import fastest_peer, table, validated
 from .special import AT
@@ -20,6 +21,7 @@ from .workloads import WORKLOADS
 
 FRESH: Final = "lstm_engine_fresh"
 ONE: Final = "lstm_engine_one"
+LONE: Final = "lstm_engine_lone"
 ORT: Final = "onnxruntime*"
 VINO: Final = "openvino"
 FRESH_COST: Final = 0.35e-6  # seconds of a fresh result
@@ -35,7 +37,11 @@ BATCH_BFLOAT16: Final = {256: 1.5, 512: 1.3}
 STACKS: Final = ("2x128", "3x256", "3x480", "6x320")
 #: To our one thread; the fastest other's two threads are to be a tenth slower in each.
 SEQUENCE_THREADS: Final = {"sequence-h256-b1": 1.3, "sequence-h512-b1": 1.2, "sequence-h256-b16": 1.3}
+#: 256 of 10,000 streams in one call, to as many steps of lone ones; and to onnxruntime, states carried by hand.
+STREAMS: Final = {"streams-h128-b256": 2.2, "streams-h128-b256-t2": 4}
+STREAMS_AHEAD: Final = 1.15
 BUSY_MEAN, BUSY_MEDIAN, PACED = 1.1, 1.3, 1.05
+BUSY_MEAN, BUSY_MEDIAN, PACED, CROWD_GAIN = 1.1, 1.3, 1.05, 1.8
 TIE: Final = 1.02  # what counts as not slower: medians of equal code differ by as much
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -160,6 +166,9 @@ def goals(rows: Rows) -> Iterator[Goal]:
     for name, factor in SEQUENCE_THREADS.items():
         yield _threads(name, factor)
         yield _ahead(f"{name}-t2", 1.1)
+    for name, factor in STREAMS.items():
+        yield _ahead_of_ourselves(name, factor, LONE, "lone streams on one thread")
+        yield _ahead(name, STREAMS_AHEAD, ORT, "onnxruntime")
     yield from _special_goals()
     for name, row in rows.items():
         if row["kind"] == "zoo" and fastest_peer(row, ORT) is not None:
@@ -173,6 +182,7 @@ def _special_goals() -> Iterator[Goal]:
         yield Goal(busy, "two threads against one: median", BUSY_MEDIAN, _two_to_one(busy, "p50"), True)
         yield Goal(paced, "two threads against one: latency", PACED, _two_to_one(paced, "p50"), True)
         yield Goal(paced, "two threads against one: processor time", PACED, _two_to_one(paced, "processor"), True)
+    yield Goal("crowd-2x256-t2", f"{CROWD} Python threads against one: steps", CROWD_GAIN, _gain("crowd-2x256-t2"))
     idle = "idle-h256-t2"
     yield Goal(idle, "no processor time in a second of rest", IDLE, lambda rows: _special(rows, idle, 2)["processor"],
                True, " µs")  # fmt: skip
@@ -194,13 +204,17 @@ def _ahead(name: str, factor: float, pattern: str = "*", whom: str = "the fastes
 
 
 def _threads(name: str, factor: float) -> Goal:
-    row = f"{name}-t2"
+    return _ahead_of_ourselves(f"{name}-t2", factor, ONE, "our one thread")
+
+
+def _ahead_of_ourselves(row: str, factor: float, engine: str, words: str) -> Goal:
+    """Against another way to use this engine, in the same rounds."""
     return Goal(
         row,
-        f"{factor:g} times as fast as our one thread",
+        f"{factor:g} times as fast as {words}",
         factor,
-        partial(_of_threads, name=row, figure="ratio"),
-        other=lambda rows: _median(_row(rows, row), ONE),
+        lambda rows: _beside(_row(rows, row), engine, "ratio"),
+        other=lambda rows: _median(_row(rows, row), engine),
     )
 
 
@@ -228,6 +242,10 @@ def _beside(row: Mapping[str, Any], engine: str, figure: str) -> float:
 
 def _two_to_one(name: str, figure: str) -> Callable[[Rows], float]:
     return lambda rows: float(_special(rows, name, 2)[figure] / _special(rows, name, 1)[figure])
+
+
+def _gain(name: str) -> Callable[[Rows], float]:
+    return lambda rows: float(_special(rows, name, 1)["gain"])
 
 
 def _special(rows: Rows, name: str, threads: int) -> Mapping[str, float]:

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from lstm_engine.report.engines import Engine, MismatchError, NotServedError, Run, checked, first_line
 from lstm_engine.report.timing import Loop, Settings, Summary, beside, interleave, tails
 
-from . import cold, memory, special
+from . import cold, crowd, memory, special
 from .engines import ENGINES
 from .limits import Probes
 from .tasks import Task, make_task
@@ -78,8 +78,8 @@ def _measured(
         return _cold(task, folder, engines, settings, watcher)
     if kind == "idle":
         return special.idle(task, engines)
-    if kind in ("busy", "paced"):
-        return {"busy": special.busy, "paced": special.paced}[kind](task, engines, settings)
+    if kind in ("busy", "paced", "crowd"):
+        return {"busy": special.busy, "paced": special.paced, "crowd": crowd.crowd}[kind](task, engines, settings)
     return _timed(task, engines, settings, watcher)
 
 

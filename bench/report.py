@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from .allowance import APART, allowance, at_best
 from .cold import TITLES as COLD_TITLES
+from .crowd import CROWD
 from .engines import ENGINES
 from .measure import OURS, SCHEMA
 from .special import AT
@@ -274,6 +275,18 @@ def paced_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return _special_table(rows, ("p50", "p99", "processor"), "µs a step")
 
 
+def crowd_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """µs a step of one thread and of all, and how many times as many steps all make."""
+    lines = []
+    for row in rows:
+        for name, result in row["engines"].items():
+            engine, threads = name.split(AT)
+            title = f"{row['workload']}: {ENGINES[engine].title}" + f", {threads} threads a call" * (threads != "1")
+            figures = [_microseconds(result[figure]) for figure in ("alone", "together")]
+            lines.append([title, *figures, _times(result["gain"])])
+    return table(["µs a step", "one thread", f"{CROWD} threads", "times as many steps"], lines)
+
+
 def idle_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """µs of processor time in a second of rest."""
     return _special_table(rows, ("processor",), "µs of a second")
@@ -311,6 +324,7 @@ _TABLES: Final[Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]]] = {
     "memory": memory_table,
     "busy": busy_table,
     "paced": paced_table,
+    "crowd": crowd_table,
     "idle": idle_table,
 }
 

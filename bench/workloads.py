@@ -24,6 +24,7 @@ KINDS: Final = {
     "memory": "bytes a stream costs",
     "busy": "single steps while another process keeps each core busy",
     "paced": "a step every millisecond, as real streams have them",
+    "crowd": "steps of eight Python threads, each with its own stream",
     "idle": "processor time that a process takes over a second in which it does nothing",
 }
 PRECISIONS: Final = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a weight
@@ -192,6 +193,7 @@ def _plain() -> Iterator[tuple[Workload, Sequence[str], Sequence[int]]]:
     for H in (256, 512):
         yield Workload(f"busy-h{H}", "busy", H, H), ("float32",), (2,)
         yield Workload(f"paced-h{H}", "paced", H, H), ("float32",), (2,)
+    yield Workload("crowd-2x256", "crowd", 256, 256, L=2), ("float32", "int8"), (2,)
     yield Workload("idle-h256", "idle", 256, 256), ("float32",), (2,)
 
 
@@ -217,7 +219,7 @@ _KIND_SETS: Final[_Sets] = {
     "zoo": lambda w: w.kind == "zoo",
     "cold": lambda w: w.kind == "cold",
     "memory": lambda w: w.kind == "memory",
-    "special": lambda w: w.kind in ("busy", "paced", "idle"),
+    "special": lambda w: w.kind in ("busy", "paced", "crowd", "idle"),
 }
 _PRECISION_SETS: Final[_Sets] = {
     "precision": lambda w: w.precision != "float32",

@@ -57,12 +57,18 @@ class Call:
 
     def run(self, feeds: Mapping[str, np.ndarray], work: Work | None = None) -> dict[str, np.ndarray]:
         """The results, by an idle runner or a new one."""
-        runner = self.runners.pop() if self.runners else Runner(self.lowered.program)
+        runner = self._idle() or Runner(self.lowered.program)
         try:
             return self._run(runner, feeds, work)
         finally:
             if len(self.runners) < MOST_RUNNERS:
                 self.runners.append(runner)
+
+    def _idle(self) -> Runner | None:
+        try:
+            return self.runners.pop()
+        except IndexError:  # other threads have them all
+            return None
 
     def _run(self, runner: Runner, feeds: Mapping[str, np.ndarray], work: Work | None) -> dict[str, np.ndarray]:
         """Bind, run, and give the results in their logical shapes."""

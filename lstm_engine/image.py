@@ -20,13 +20,13 @@ import os
 import stat
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .locks import Lock
 from .machine import cache_folder, compiler_setting, compiler_version, target
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ PYTHON_FUNCTIONS: Final = (
 )
 
 Progress = Callable[[str, int, int], None]
-_compiling = threading.RLock()
+_compiling = Lock()
 
 
 @dataclass(frozen=True)

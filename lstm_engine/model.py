@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +18,7 @@ from .errors import InputError, LstmEngineError, ModelFormatError, UnsupportedMo
 from .feeds import bind_constants, converted, name_faults, shape_faults, with_zeros
 from .formats import read
 from .graph import Graph, Node
+from .locks import Lock
 from .passes.check import check
 from .passes.cut import cut, resolved
 from .passes.modernise import modernise
@@ -36,6 +36,7 @@ from .staged import Parts, Staged
 from .workers import threads_allowed
 
 if TYPE_CHECKING:
+    from .many import Arrangement
     from .pool import StreamPool
     from .stream import Stream
     from .trace import Trace
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 PRECISIONS_ASKED: Final = ("float32", "bfloat16", "int8")
 _MOST_PROGRAMS: Final = 16  # kept at a time, least recently used first to go
-_MOST_CALLS: Final = 64  # prepared calls kept; all go when there are more
+_MOST_CALLS: Final = 256  # prepared calls kept; all go when there are more
 
 
 def load(
@@ -127,9 +128,10 @@ class Model:
         self._sole = required[0] if len(required) == 1 else None
         self._dtypes = tuple((spec.name, np.dtype(spec.dtype)) for spec in graph.inputs)
         self._streamables: dict[Any, Streamable] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._states: tuple[tuple[str, str], ...] | None = None
         self._fingerprint: str | None = None
+        self._arrangement: Arrangement | None = None
         if self._declared:
             check_states(graph, self._declared)  # faults in states= are errors of load
 
@@ -192,6 +194,35 @@ class Model:
             return self._run_empty(feeds, wanted)
         call = self._known_call(feeds, wanted) or self._prepared(feeds, feeds, wanted)
         return call.run(feeds, work)
+
+    def run_many(
+        self,
+        sequences: Iterable[Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        batch: int = 32,
+        ahead: int = 1024,
+        progress: Callable[[int, int | None], object] | None = None,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Run a set of sequences of any lengths; their results come one after the other, in the same order.
+
+        ``sequences``: a list or an iterator of what run() takes. A batch axis may be left out, and is then left out of
+        the results. Sequences of one length are rows of one call, at most ``batch`` of them; nothing is padded, and
+        each result is that of run() on the sequence alone, bit by bit in float32 and int8. Networks whose rows are not
+        certain to keep apart, or whose number the file fixes, run one sequence after the other.
+        ``ahead``: at most so many sequences are held, taken from the source but not yet delivered; with 1 each is
+        run as it comes. ``progress(done, total)`` is called before each result; total is None for an iterator.
+
+        Raises InputError for what is no set, at once; errors of a sequence name its index when its turn comes.
+        """
+        from .many import Arrangement, Calls, run_many
+
+        wanted = self._wanted(outputs)
+        with self._lock:
+            if self._arrangement is None:
+                self._arrangement = Arrangement.of(self.graph, self.store, self.means)
+        calls = Calls(self._named, self._checked, lambda feeds: self.run(feeds, wanted))
+        return run_many(sequences, self._arrangement, calls, batch, ahead, progress)
 
     def stream(self, batch: int = 1, constants: Mapping[str, Any] | None = None) -> Stream:
         """A stream of ``batch`` rows: owns state and buffers, shares the weights.

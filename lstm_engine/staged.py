@@ -7,7 +7,6 @@ with definite shapes, and so on. The parts are models like any other: they keep 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .graph import Graph, Node, reads
+from .locks import Lock
 from .passes.cut import Cut, rest_of
 from .reference import Work, evaluate, is_control
 
@@ -34,7 +34,7 @@ class Parts:
         self.stage = stage
         self._make = make
         self._models: OrderedDict[Any, Model] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def get(self, key: Any, graph: Callable[[], Graph]) -> Model:
         """The network of a key."""

@@ -28,7 +28,7 @@ from .stream import Stream, chunk_axis, step_batch, step_shape, time_axis
 if TYPE_CHECKING:
     from .model import Model
 
-#: Slots that run as the rows of one program (bench row `streams-h128`: with more a row takes no less time).
+#: Slots that run as the rows of one program (bench row `streams-h128-b256`: with more a row takes no less time).
 ROWS: Final = 64
 
 Arrays = Mapping[str, np.ndarray]

@@ -20,6 +20,7 @@ import numpy as np
 
 from .encoding import COMING, WORKER_WORDS, Worker
 from .errors import InputError
+from .locks import Lock
 from .machine import SPIN_KNOB, THREADS_KNOB, Knob, allowed_cores, cores, current_core
 from .program.packing import aligned_empty
 
@@ -210,7 +211,7 @@ class _Helper:
 
 #: Machine code knows the blocks by their addresses: they are never freed.
 _all: Final[list[Workers]] = []
-_sharing = threading.Lock()
+_sharing = Lock()
 
 
 def shared() -> Workers:
@@ -270,8 +271,6 @@ def _close_all() -> None:
 
 
 def _forget_all() -> None:
-    global _sharing
-    _sharing = threading.Lock()
     for workers in _all:
         workers.forget()
 

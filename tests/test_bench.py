@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # bench is no part of the installed package
 
 
-from bench import environment, limits, special, tasks, workloads  # noqa: E402
+from bench import crowd, environment, limits, special, tasks, workloads  # noqa: E402
 from bench.engines import ENGINES  # noqa: E402
 from bench.measure import available, prepared  # noqa: E402
 from bench.tasks import make_task  # noqa: E402
@@ -46,6 +47,7 @@ _ALL = frozenset(TINY)
 SERVED = {
     "lstm_engine": _ALL,
     "lstm_engine_fresh": {"step", "stack", "streams", "gru step", "character", "speech"},
+    "lstm_engine_lone": {"streams"},
     "onnxruntime": _ALL,
     "onnxruntime_bound": _ALL,
     "openvino": _ALL,
@@ -528,6 +530,17 @@ def test_paced_steps_tell_latency_and_processor_time(tmp_path: Path) -> None:
     assert set(found["engines"]) == {"lstm_engine@1", "lstm_engine@2"}
     assert all(figures["calls"] == BRIEF.paced for figures in found["engines"].values())
     assert 0 < found["limit"]["p50"] < 1
+
+
+def test_a_crowd_is_held_against_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "TURN", 0.01)
+    found = crowd.crowd(*_own("crowd", tmp_path), BRIEF)
+    assert set(found["engines"]) == {"lstm_engine@1", "lstm_engine@2"}
+    for figures in found["engines"].values():
+        assert 0 < figures["alone"] < 1
+        assert 0 < figures["together"] < 1
+        assert figures["gain"] > 0
+    assert threading.active_count() < crowd.CROWD
 
 
 def test_an_idle_process_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,9 @@ def _row(workload: Workload) -> dict:
         figures = dict.fromkeys(("mean", "p50", "p99"), 1e-5) | {"processor": 1e-5}
         engines = {f"lstm_engine{AT}1": figures, f"lstm_engine{AT}2": figures, f"torch{AT}2": figures}
         return row | {"limit": figures, "engines": engines}
+    if workload.kind == "crowd":
+        figures = {"alone": 5e-5, "together": 2.5e-5, "gain": 2.0}
+        return row | {"engines": {f"lstm_engine{AT}1": figures, f"lstm_engine{AT}2": figures, f"torch{AT}1": figures}}
     speed = workload.threads**2
     rates = {phase.footprint: 2e11 * speed for phase in workload.phases}
     limit = asdict(limits.limit_of(workload, rates, 1e15 * speed))
@@ -237,6 +240,7 @@ def test_all_goals_are_judged(document: dict) -> None:
         "step-6x320",
         "sequence-h256-b16-t2",
         "busy-h512-t2",
+        "crowd-2x256-t2",
         "idle-h256-t2",
     } <= judged
 
@@ -292,6 +296,8 @@ def test_threads_are_held_against_one(document: dict) -> None:
     assert ("step-h512-t2", "2 times as fast as our one thread") in _failed(document)
     _named(document, "paced-h256-t2")["engines"][f"lstm_engine{AT}2"] = {"p50": 1e-5, "processor": 2e-5}
     assert ("paced-h256-t2", "two threads against one: processor time") in _failed(document)
+    _named(document, "crowd-2x256-t2")["engines"][f"lstm_engine{AT}1"]["gain"] = 1.7
+    assert ("crowd-2x256-t2", "8 Python threads against one: steps") in _failed(document)
     _named(document, "idle-h256-t2")["engines"][f"lstm_engine{AT}2"]["processor"] = 0.5
     assert ("idle-h256-t2", "no processor time in a second of rest") in _failed(document)
 

@@ -91,7 +91,7 @@ assert not {{"onnx", "onnxruntime", "typer", "rich", "torch"}} & {{name.split(".
 
 # --- layers -----------------------------------------------------------------------------------------------------------
 
-_VALUES = {"errors", "vocabulary", "encoding", "machine", "graph"}
+_VALUES = {"errors", "vocabulary", "encoding", "machine", "graph", "locks"}
 #: What each room may import, besides the standard library and NumPy.
 MAY_IMPORT: Final[dict[str, set[str]]] = {
     "__init__": set(),
@@ -100,7 +100,8 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "vocabulary": set(),
     "encoding": set(),
     "machine": {"errors"},
-    "image": {"machine"},
+    "locks": set(),
+    "image": {"locks", "machine"},
     "codegen": {"machine"},
     "jit": {"codegen", "image", "machine"},
     "graph": {"errors"},
@@ -123,10 +124,11 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "calls": {*_VALUES, "engine", "program", "reference"},
     "trace": {*_VALUES, "calls", "passes", "program", "reference"},
 }
+MAY_IMPORT["many"] = {*_VALUES, "passes", "program"}
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
 MAY_IMPORT["program"] |= {"precision"}
-MAY_IMPORT["staged"] = {"graph", "passes", "reference"}
+MAY_IMPORT["staged"] = {"graph", "locks", "passes", "reference"}
 MAY_IMPORT["model"] |= {"staged"}
 MAY_IMPORT["feeds"] = {"errors", "graph", "reference"}
 MAY_IMPORT["stream"] |= {"feeds"}

@@ -35,6 +35,7 @@ def given(tmp_path: Path) -> Iterator[dict[str, Any]]:
         "x": readings(5, 1, width),
         "x_t": readings(width),
         "chunk": readings(4, 1, width),
+        "sequences": [readings(steps, width) for steps in (4, 2, 4)],
         "X": readings(2, width),
         "chunk_a": readings(3, width),
         "chunk_b": readings(5, width),

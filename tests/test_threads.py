@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -165,3 +167,50 @@ def test_models_go_while_helpers_are_awake(helpers: Workers) -> None:
     watching(helpers)
     for _ in range(40):
         assert_same_bits(loaded(case, None, 3).run(feeds), expected)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_callers_in_many_threads_share_helpers_and_weights(precision: str, helpers: Workers) -> None:
+    """Each with streams of its own, and runs of the model: whoever gets the help, every bit is as alone."""
+    content = NetCase(I=8, hidden=(80, 49), head="dense", outputs=5).model()
+    x = np.random.default_rng(1).normal(size=(30, 1, 8)).astype(np.float32)
+    alone, model = (le.load(content, precision=precision, threads=threads) for threads in (1, 3))
+    expected = alone.run(x)["y"]
+    watching(helpers)
+    faults: list[BaseException] = []
+    begin = threading.Barrier(8)
+
+    def call(index: int) -> None:
+        begin.wait()
+        for turn in range(6):
+            stream = model.stream()
+            first = 1 + (index + turn) % 9
+            parts = [np.stack([stream.step(step) for step in x[:first]])]
+            twin = stream.fork()
+            twin.state = le.State.from_bytes(stream.state.to_bytes())
+            rest = stream.feed(x[first:])
+            assert_same_bits(np.concatenate([*parts, rest]), expected)
+            assert_same_bits(twin.feed(x[first:]), rest)
+            assert_same_bits(model.run(x[: 20 + index])["y"], expected[: 20 + index])
+            for got in model.run_many([x[:first, 0], x[:, 0], x[:first, 0]]):
+                assert_same_bits(got["y"], expected[: len(got["y"]), 0])
+
+    def caller(index: int) -> None:
+        try:
+            call(index)
+        except BaseException as fault:
+            faults.append(fault)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads are put aside in the middle of anything
+    try:
+        threads = [threading.Thread(target=caller, args=(index,)) for index in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(300)
+            assert not thread.is_alive()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not faults, faults
+    assert jobs(helpers) > 0

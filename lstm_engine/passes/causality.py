@@ -40,6 +40,15 @@ def check_steps_apart(known: Specialised, roles: Roles, node: Node, made: list[s
         raise StreamingError(f"{node.label} {reason}, so the model needs the whole sequence")
 
 
+def steps_apart(known: Specialised, roles: Roles, node: Node, made: list[str]) -> bool:
+    """Whether each step of these results of a node depends on that step alone."""
+    try:
+        check_steps_apart(known, roles, node, made)
+    except StreamingError:
+        return False
+    return True
+
+
 def _reason(known: Specialised, roles: Roles, node: Node, timed: list[str], made: list[str]) -> str:
     if not timed:
         return "makes a time axis that its inputs do not have"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 
+from ..locks import Lock
 from ..vocabulary import GATES
 from .arena import ALIGNMENT
 from .weights import LANES as LANES
@@ -109,7 +109,7 @@ class Store:
         self._arrays: dict[Hashable, np.ndarray] = {}
         self._shared: weakref.WeakValueDictionary[Hashable, np.ndarray] = weakref.WeakValueDictionary()
         self._digests: dict[int, tuple[weakref.ref[np.ndarray], bytes]] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The packed array of a key."""

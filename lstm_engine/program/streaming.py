@@ -7,7 +7,6 @@ and coming out, a step is such a call: a frame has a program of its own, or one 
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from typing import Final, TypeAlias
 
 from ..errors import InputError, ModelFormatError, StateError, StreamingError, UnsupportedModelError, listed
 from ..graph import Graph, TensorSpec
+from ..locks import Lock
 from ..passes.axes import Roles, assign_roles, running_axes
 from ..passes.causality import check_no_return
 from ..passes.context import causal_forms, with_context
@@ -219,7 +219,7 @@ class Frames:
     store: Store
     means: Means
     _programs: OrderedDict[tuple[tuple[int, ...], ...], Program] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: Lock = field(default_factory=Lock)
 
     def program(self, shapes: Shapes) -> Program:
         """The program for frames of these shapes.

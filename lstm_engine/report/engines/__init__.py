@@ -126,6 +126,7 @@ _VINO: Final = ("float32", "bfloat16")
 FILE_ENGINES: Final = (
     Engine("lstm_engine", "lstm_engine", "lstm_engine", f"{_HERE}.ours", _OURS, ours=True),
     Engine("lstm_engine_fresh", "lstm_engine, fresh result", "lstm_engine", f"{_HERE}.ours", ("float32",), ours=True),
+    Engine("lstm_engine_lone", "lstm_engine, lone streams", "lstm_engine", f"{_HERE}.ours", _OURS, ours=True),
     Engine("lstm_engine_one", "lstm_engine, one thread", "lstm_engine", f"{_HERE}.ours", _OURS, ours=True),
     Engine("onnxruntime", "onnxruntime", "onnxruntime", f"{_HERE}.ort", _ORT),
     Engine("onnxruntime_bound", "onnxruntime, I/O binding", "onnxruntime", f"{_HERE}.ort", _ORT),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import repeat
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,27 +12,34 @@ from ...model import Model, load
 from ...stream import Stream
 from . import Arrays, Fed, Fixed, Job, NotServedError, Run
 
+OPEN: Final = 10_000  # slots of a pool of which some make a step
 #: What load() calls the file's own precision.
 _OWN = ("float32", "float64")
 
 
 def prepare(name: str, job: Job) -> Run:
     """The job on this engine. Raises NotServedError."""
-    fresh, alone = name == "lstm_engine_fresh", name == "lstm_engine_one"
+    fresh, alone, lone = (name == f"lstm_engine_{way}" for way in ("fresh", "one", "lone"))
     if alone and job.threads == 1:
         raise NotServedError("one thread is shown beside several")
     if fresh and not (job.steps and job.threads == 1):
         raise NotServedError("fresh results are shown for steps on one thread")
+    if lone and not (job.steps and job.batch > 1):
+        raise NotServedError("lone streams are shown beside those that step together")
     try:
         model = load(
             job.path,
             precision=None if job.precision in _OWN else job.precision,
-            threads=1 if alone else job.threads,
+            threads=1 if alone or lone else job.threads,
             constants=dict(job.constants) or None,
             **job.loading,
         )
         if not job.steps:
             return Call(model, job)
+        if lone:
+            return Lone(model, job)
+        if job.batch > 1 and not job.greedy:
+            return Together(model, job)
         stream = model.stream(batch=job.batch)
         if job.greedy:
             return (FreshTokens if fresh else Tokens)(stream, job)
@@ -96,6 +103,57 @@ class Fresh(Step):
         self.y = y
 
 
+class Together(Fed):
+    """pool.step(slots, X, out=Y) of some among many open slots, in no order."""
+
+    def __init__(self, model: Model, job: Job) -> None:
+        self.pool = model.pool(OPEN)
+        draw = np.random.default_rng(job.batch)
+        self.slots = draw.permutation([self.pool.open() for _ in range(OPEN)])[: job.batch]
+        self.data = job.data
+        self.x = {spec.name: _rows(self.data[spec.name], job.batch) for spec in self.pool.inputs}
+        self.y = self.pool.step(self.slots, self.x)
+        self.reset()
+
+    def reset(self) -> None:
+        for slot in self.slots:
+            self.pool.reset(int(slot))
+
+    def loop(self, n: int) -> None:
+        step, slots, x, y = self.pool.step, self.slots, self.x, self.y
+        for _ in repeat(None, n):
+            step(slots, x, out=y)
+
+    def read(self) -> dict[str, np.ndarray]:
+        results = self.y if isinstance(self.y, dict) else {self.pool.outputs[0].name: self.y}
+        return {name: np.array(array) for name, array in results.items()}
+
+
+class Lone(Fed):
+    """stream.step(x, out=y) of as many streams, one after another."""
+
+    def __init__(self, model: Model, job: Job) -> None:
+        self.streams = [model.stream() for _ in range(job.batch)]
+        self.data = job.data
+        (spec,), (self.output,) = self.streams[0].inputs, self.streams[0].outputs
+        self.x = [row.reshape(spec.shape) for row in _rows(self.data[spec.name], job.batch)]
+        self.y = np.stack([stream.step(x) for stream, x in zip(self.streams, self.x, strict=True)])
+        self.reset()
+
+    def reset(self) -> None:
+        for stream in self.streams:
+            stream.reset()
+
+    def loop(self, n: int) -> None:
+        ways = [(stream.step, x, y) for stream, x, y in zip(self.streams, self.x, self.y, strict=True)]
+        for _ in repeat(None, n):
+            for step, x, y in ways:
+                step(x, out=y)
+
+    def read(self) -> dict[str, np.ndarray]:
+        return {self.output.name: np.array(self.y)}
+
+
 class Tokens(Step):
     """token = argmax of stream.step(token, out=logits)."""
 
@@ -124,6 +182,12 @@ class FreshTokens(Tokens):
             logits = step(token)
             token = int(logits.argmax())
         self.token, self.y = token, logits
+
+
+def _rows(array: np.ndarray, batch: int) -> np.ndarray:
+    """A view [batch, …] of the inputs of one call, whose other leading axes have one place."""
+    axis = array.shape.index(batch)
+    return array.reshape(array.shape[axis:])
 
 
 def _as_step(array: np.ndarray, shape: Any) -> np.ndarray:
