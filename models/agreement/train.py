@@ -27,7 +27,7 @@ import common  # noqa: E402
 import grammar  # noqa: E402
 
 NAMES = {"inputs": ["tokens", "h0", "c0"], "outputs": ["logits", "hn", "cn"]}
-EMBEDDING, HIDDEN = 24, 40
+EMBEDDING, HIDDEN = 24, 32
 ROWS, STEPS = 64, 48
 TRAIN_WORDS = 4_000_000
 PEAK_RATE, LAST_RATE, WARM_UP = 6e-3, 2e-5, 200
@@ -206,7 +206,7 @@ def figures(model: Agreement, record: Record, path: Path) -> str:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--updates", type=int, default=12_000, help="of the weights (0: only export and measure)")
+    parser.add_argument("--updates", type=int, default=10_000, help="of the weights (0: only export and measure)")
     parser.add_argument("--hidden", type=int, default=HIDDEN, help="units")
     parser.add_argument("--out", type=Path, default=HERE / "agreement.onnx", help="file to write")
     parser.add_argument("--card", type=Path, default=HERE / "README.md", help="to write figures in")
