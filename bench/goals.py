@@ -37,10 +37,17 @@ BATCH_BFLOAT16: Final = {256: 1.5, 512: 1.3}
 STACKS: Final = ("2x128", "3x256", "3x480", "6x320")
 #: To our one thread; the fastest other's two threads are to be a tenth slower in each.
 SEQUENCE_THREADS: Final = {"sequence-h256-b1": 1.3, "sequence-h512-b1": 1.2, "sequence-h256-b16": 1.3}
+#: Tokens drawn: the row, how many times as fast, as whom.
+TOKENS: Final = (
+    ("tokens", 1.8, "onnxruntime*", "onnxruntime"),
+    ("tokens-t2", 4, "onnxruntime*", "onnxruntime"),
+    ("tokens-int8", 6, "onnxruntime*", "onnxruntime"),
+    ("tokens", 5, "torch", "PyTorch"),
+    ("tokens-2x64", 10, "onnxruntime*", "onnxruntime"),
+)
 #: 256 of 10,000 streams in one call, to as many steps of lone ones; and to onnxruntime, states carried by hand.
 STREAMS: Final = {"streams-h128-b256": 2.2, "streams-h128-b256-t2": 4}
 STREAMS_AHEAD: Final = 1.15
-BUSY_MEAN, BUSY_MEDIAN, PACED = 1.1, 1.3, 1.05
 BUSY_MEAN, BUSY_MEDIAN, PACED, CROWD_GAIN = 1.1, 1.3, 1.05, 1.8
 TIE: Final = 1.02  # what counts as not slower: medians of equal code differ by as much
 
@@ -166,6 +173,8 @@ def goals(rows: Rows) -> Iterator[Goal]:
     for name, factor in SEQUENCE_THREADS.items():
         yield _threads(name, factor)
         yield _ahead(f"{name}-t2", 1.1)
+    for name, factor, pattern, whom in TOKENS:
+        yield _ahead(name, factor, pattern, whom)
     for name, factor in STREAMS.items():
         yield _ahead_of_ourselves(name, factor, LONE, "lone streams on one thread")
         yield _ahead(name, STREAMS_AHEAD, ORT, "onnxruntime")

@@ -30,7 +30,9 @@ def _recurrent(workload: Workload, rng: np.random.Generator) -> Weights:
     for k in range(workload.L):
         inputs = workload.I if k == 0 else D * H
         shapes |= {f"W{k}": (D, rows, inputs), f"R{k}": (D, rows, H), f"B{k}": (D, 2 * rows)}
-    if workload.kind == "speech":
+    if workload.kind == "tokens":
+        shapes |= {"embedding": (workload.O, workload.I)}
+    if workload.kind in ("speech", "tokens"):
         shapes |= {"head": (H, workload.O), "head_bias": (workload.O,)}
     return {name: rng.uniform(-bound, bound, shape).astype(np.float32) for name, shape in shapes.items()}
 
@@ -50,11 +52,12 @@ def _front(rng: np.random.Generator) -> Weights:
 
 
 def make_model(workload: Workload, weights: Weights) -> onnx.ModelProto:
-    """The workload's network: recurrent layers alone, or speech samples → probability."""
+    """The workload's network: recurrent layers alone, speech samples → probability, or tokens → logits."""
     import onnx
     from onnx import helper, numpy_helper
 
-    nodes, inputs, outputs, more = _speech(workload) if workload.kind == "speech" else _stack(workload)
+    network = {"speech": _speech, "tokens": _tokens}.get(workload.kind, _stack)
+    nodes, inputs, outputs, more = network(workload)
     graph = helper.make_graph(
         nodes,
         workload.kind,
@@ -74,8 +77,8 @@ _Network = tuple[list[Any], _Shapes, _Shapes, Weights]
 def _tensor(name: str, *shape: int | str) -> Any:
     from onnx import TensorProto, helper
 
-    kind = TensorProto.INT32 if name == "lengths" else TensorProto.FLOAT
-    return helper.make_tensor_value_info(name, kind, shape)
+    integers = {"lengths": TensorProto.INT32, "tokens": TensorProto.INT64}
+    return helper.make_tensor_value_info(name, integers.get(name, TensorProto.FLOAT), shape)
 
 
 def state_names(workload: Workload) -> dict[str, str]:
@@ -120,6 +123,23 @@ def _stack(workload: Workload) -> _Network:
     outputs: _Shapes = {"Y": ("T", D, "B", H)} | dict.fromkeys(states.values(), (D, "B", H))
     more = {"joined": np.array([0, 0, -1], np.int64)} if workload.L > 1 else {}
     return nodes, inputs, outputs, more
+
+
+def _tokens(workload: Workload) -> _Network:
+    """tokens [T, B], every layer's first states → logits [T, B, O], every layer's last states."""
+    from onnx import helper
+
+    nodes, inputs, outputs, more = _stack(workload)
+    del inputs["X"], outputs["Y"]
+    before = helper.make_node("Gather", ["embedding", "tokens"], ["X"])
+    behind = [
+        helper.make_node("Squeeze", ["Y", "direction"], ["features"]),
+        helper.make_node("MatMul", ["features", "head"], ["unbiased"]),
+        helper.make_node("Add", ["unbiased", "head_bias"], ["logits"]),
+    ]
+    inputs = {"tokens": ("T", "B"), **inputs}
+    outputs = {"logits": ("T", "B", workload.O), **outputs}
+    return [before, *nodes, *behind], inputs, outputs, more | {"direction": np.array([1], np.int64)}
 
 
 def _speech(workload: Workload) -> _Network:

@@ -20,7 +20,7 @@ BEGIN, END = "<!-- bench:start -->", "<!-- bench:end -->"
 LOST: Final = "▼"
 BUSY: Final = "†"
 WRONG: Final = "wrong"
-TIMED: Final = ("step", "sequence", "ragged", "character", "speech", "zoo")
+TIMED: Final = ("step", "sequence", "ragged", "character", "tokens", "speech", "zoo")
 #: The rows of a summary.
 SUMMARY: Final = (
     *[f"step-h{H}" for H in (8, 16, 32, 64, 128, 256, 512, 1024)],
@@ -35,6 +35,9 @@ SUMMARY: Final = (
         "bidirectional-2x256",
         "ragged-h128-b64",
         "character",
+        "tokens",
+        "tokens-int8",
+        "tokens-2x64",
         "speech",
     ],
 )
@@ -121,6 +124,7 @@ def described(workload: Workload) -> str:
         "sequence": f"{workload.T} steps, H = {workload.H}",
         "ragged": f"{workload.B} sequences of {workload.lengths.min()}–{workload.T} steps, H = {workload.H}",
         "character": "a character of the character model",
+        "tokens": f"a token drawn, {workload.L} × {workload.H}",
         "speech": "a frame of speech: convolutions, LSTM 128",
     }[workload.kind]
     words = words.replace("a step", "a GRU step").replace("steps,", "GRU steps,") if workload.cell == "GRU" else words
@@ -319,7 +323,7 @@ def error_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 _TABLES: Final[Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]]] = {
     **dict.fromkeys(TIMED, timed_table),
-    "character": character_table,
+    **dict.fromkeys(("character", "tokens"), character_table),
     "cold": cold_table,
     "memory": memory_table,
     "busy": busy_table,

@@ -10,12 +10,14 @@ from typing import Any, Final
 import numpy as np
 
 from lstm_engine.report.engines import Arrays, Job
+from lstm_engine.report.engines.drawing import Drawn, likeliest
 
 from . import zoo
 from .models import Weights, draw_weights, make_model, state_names
 from .workloads import SPEECH_SAMPLES, Workload
 
 CHARACTER_MODEL: Final = Path(__file__).parent.parent / "models" / "char" / "char.onnx"
+CHARACTER_UNITS: Final = 256
 CHECKED_STEPS: Final = 8  # calls of a stepping workload that are held against the definition
 #: Largest difference from the float64 definition, as a part of the outputs' range (1 at least). Engines approximate
 #: sigmoid and tanh each its own way; bfloat16 keeps 8 bits of each weight, int8 as many of each activation too.
@@ -45,7 +47,7 @@ class Task(Job):
 
 def make_task(workload: Workload, folder: Path, collection: Path | None = None) -> Task:
     """Write the model into the folder, draw the feeds, ask the definition. ``collection``: the files of zoo rows."""
-    if workload.kind == "character":
+    if workload.kind == "character" or (workload.kind == "tokens" and workload.H == CHARACTER_UNITS):
         return _character(workload, folder)
     if workload.kind == "zoo":
         return _published(workload, folder, collection)
@@ -57,12 +59,14 @@ def make_task(workload: Workload, folder: Path, collection: Path | None = None) 
         onnx.save(make_model(workload, weights), path)
     if workload.kind == "speech":
         return _speech(workload, path, folder, weights)
+    if workload.kind == "tokens":
+        return _tokens(workload, path, folder, weights)
     return _layers(workload, path, folder, weights)
 
 
 def _file_name(workload: Workload) -> str:
     ragged = "-ragged" if workload.kind == "ragged" else ""
-    kind = "speech" if workload.kind == "speech" else workload.cell.lower()
+    kind = workload.kind if workload.kind in ("speech", "tokens") else workload.cell.lower()
     return f"{kind}-{workload.L}x{workload.H}-d{workload.D}-i{workload.I}{ragged}"
 
 
@@ -94,6 +98,14 @@ def _character(workload: Workload, folder: Path) -> Task:
     pairs = {"h0": "hn", "c0": "cn"}
     states = {"h0": state, "c0": state}
     return _steps(workload, CHARACTER_MODEL, folder, sequence, states, "logits", pairs, _character_weights())
+
+
+def _tokens(workload: Workload, path: Path, folder: Path, weights: Weights) -> Task:
+    rng = np.random.default_rng(3)
+    sequence = [{"tokens": rng.integers(0, workload.O, (1, 1))} for _ in range(CHECKED_STEPS)]
+    pairs = state_names(workload)
+    states = {name: np.zeros((1, workload.B, workload.H), np.float32) for name in pairs}
+    return _steps(workload, path, folder, sequence, states, "logits", pairs, weights)
 
 
 def _published(workload: Workload, folder: Path, collection: Path | None) -> Task:
@@ -154,7 +166,7 @@ def _steps(
         folder,
         steps=True,
         pairs=pairs,
-        greedy=workload.kind == "character",
+        next_token={"character": lambda: likeliest, "tokens": Drawn}.get(workload.kind, lambda: None)(),
         batch=workload.B,
         precision=workload.precision,
         threads=workload.threads,

@@ -18,6 +18,7 @@ KINDS: Final = {
     "sequence": "whole sequences in one call, every step's output",
     "ragged": "sequences of many lengths in one call, every step's output",
     "character": "tokens of a character model, one a call, greedy",
+    "tokens": "tokens drawn with temperature, top-k and top-p, one a call, each the next one's input",
     "speech": "a frame of speech: convolutions, an LSTM, a probability, the state carried on",
     "zoo": "files that others have published, one call",
     "cold": "process start to first output",
@@ -28,7 +29,7 @@ KINDS: Final = {
     "idle": "processor time that a process takes over a second in which it does nothing",
 }
 PRECISIONS: Final = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a weight
-STEPPED: Final = ("step", "character", "speech")
+STEPPED: Final = ("step", "character", "tokens", "speech")
 CALLED: Final = ("sequence", "ragged", "zoo")
 LEAST, MOST = 5, 200  # steps of a ragged batch's sequences
 
@@ -186,6 +187,8 @@ def _plain() -> Iterator[tuple[Workload, Sequence[str], Sequence[int]]]:
     yield Workload("bidirectional-2x256", "sequence", 256, 256, D=2, T=100), tuple(PRECISIONS), (1, 2)
     yield Workload("ragged-h128-b64", "ragged", 128, 128, B=64, T=MOST), tuple(PRECISIONS), (1, 2)
     yield Workload("character", "character", 64, 256, L=2, O=102), tuple(PRECISIONS), (1, 2)
+    yield Workload("tokens", "tokens", 64, 256, L=2, O=102), tuple(PRECISIONS), (1, 2)
+    yield Workload("tokens-2x64", "tokens", 64, 64, L=2, O=102), ("float32", "int8"), (1,)
     yield _speech(), tuple(PRECISIONS), (1, 2)
     yield Workload("cold-h64", "cold", 64, 64), ("float32",), (1,)
     for H in (16, 64, 256, 1024):
@@ -216,6 +219,7 @@ _KIND_SETS: Final[_Sets] = {
     "bidirectional": lambda w: w.D > 1,
     "ragged": lambda w: w.kind == "ragged",
     "models": lambda w: w.kind in ("character", "speech"),
+    "tokens": lambda w: w.kind == "tokens",
     "zoo": lambda w: w.kind == "zoo",
     "cold": lambda w: w.kind == "cold",
     "memory": lambda w: w.kind == "memory",

@@ -24,7 +24,18 @@ if TYPE_CHECKING:
         TargetError,
         UnsupportedModelError,
     )
-    from .generation import Sampler, generate
+    from .generation import (
+        Beam,
+        Likelihood,
+        Piece,
+        Sampler,
+        Vocabulary,
+        beam_search,
+        generate,
+        generate_many,
+        score,
+        stream_generate,
+    )
     from .graph import TensorSpec
     from .model import Model, load
     from .pool import StreamPool
@@ -39,12 +50,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncPool": "serving",
     "AsyncStream": "serving",
+    "Beam": "generation",
     "BusyError": "errors",
     "InferenceSession": "session",
     "InputError": "errors",
+    "Likelihood": "generation",
     "LstmEngineError": "errors",
     "Model": "model",
     "ModelFormatError": "errors",
+    "Piece": "generation",
     "Sampler": "generation",
     "State": "state",
     "StateError": "errors",
@@ -55,18 +69,26 @@ _HOMES = {
     "TensorSpec": "graph",
     "Trace": "trace",
     "UnsupportedModelError": "errors",
+    "Vocabulary": "generation",
+    "beam_search": "generation",
     "generate": "generation",
+    "generate_many": "generation",
     "load": "model",
+    "score": "generation",
+    "stream_generate": "generation",
 }
 __all__ = [
     "AsyncPool",
     "AsyncStream",
+    "Beam",
     "BusyError",
     "InferenceSession",
     "InputError",
+    "Likelihood",
     "LstmEngineError",
     "Model",
     "ModelFormatError",
+    "Piece",
     "Sampler",
     "State",
     "StateError",
@@ -77,9 +99,14 @@ __all__ = [
     "TensorSpec",
     "Trace",
     "UnsupportedModelError",
+    "Vocabulary",
     "__version__",
+    "beam_search",
     "generate",
+    "generate_many",
     "load",
+    "score",
+    "stream_generate",
 ]
 
 

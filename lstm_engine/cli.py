@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from .terminal import compile_bar, console, fail, failing_plainly, is_terminal, 
 if TYPE_CHECKING:
     import numpy as np
 
+    from .generation import Piece
     from .model import Model
     from .stream import Stream
 
@@ -493,41 +493,65 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option(min=0, max=1, help="Only the most likely, up to this probability.")
     ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Only those at least so likely as this part of the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(min=0, help="Above 1: tokens that were read become less likely.")
+    ] = 1.0,
+    repetition_window: Annotated[
+        int | None, typer.Option(min=1, help="The penalty is for the last so many tokens read; default: all.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text (with --ids: a token id) that ends it; may be repeated.")
     ] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="JSON with the model's tokens; default: its own, or MODEL's .vocab.json.")
+    ] = None,
     endless: Annotated[bool, typer.Option("--endless", help="Go on past the boundary between texts.")] = False,
     echo: Annotated[bool, typer.Option(help="Print the prompt before what follows it.")] = True,
+    speed: Annotated[
+        bool | None, typer.Option(help="Say on stderr how fast it was; default: on a terminal.", show_default=False)
+    ] = None,
 ) -> None:
     """Go on from a prompt, token by token."""
-    from .generation import Sampler
-    from .generation import generate as generated
+    from .generation import Sampler, stream_generate
 
     text = prompt if prompt_file is None else _read_prompt(prompt_file)
     if endless and stop:
         raise typer.BadParameter("--endless and --stop exclude each other")
     start: Any = _parsed_ids(text.replace(",", " ").split()) if ids else text
     ends: Any = () if endless else (_parsed_ids(stop) if ids else stop) if stop else None
-    sampler = Sampler(temperature, top_k, top_p, seed)
-    printer = _Printer(" " if ids else "")
+    sampler = Sampler(
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        repetition_window=repetition_window,
+    )
+    printer = _Printer(ids, is_terminal(sys.stderr) if speed is None else speed)
     with remembered_interrupts() as interrupts:
         opened = options.load(_shipped_model() if model is None else model).stream()
-        tokens = generated(opened, start, max_tokens=max_tokens, sampler=sampler, stop=ends)
+        pieces = stream_generate(
+            opened, start, max_tokens=max_tokens, sampler=sampler, stop=ends, vocabulary=vocabulary
+        )
         try:
             printer.show(" ".join(map(str, start)) if echo and ids else text if echo else "")
-            first = _first_of(tokens) if len(text) > _LONG_PROMPT else []
-            printer.show_all(takewhile(lambda _: not interrupts, chain(first, tokens)))
+            first = _first_of(pieces) if len(text) > _LONG_PROMPT else []
+            printer.show_all(takewhile(lambda _: not interrupts, chain(first, pieces)))
         finally:
             printer.finish()
     if interrupts:
         raise KeyboardInterrupt
 
 
-def _first_of(tokens: Iterator[Any]) -> list[Any]:
+def _first_of(pieces: Iterator[Piece]) -> list[Piece]:
     """The first token, for which the whole prompt is read."""
     with waiting("reading the prompt"):
-        return list(islice(tokens, 1))
+        return list(islice(pieces, 1))
 
 
 def _parsed_ids(words: list[str]) -> list[int]:
@@ -550,35 +574,34 @@ def _read_stdin() -> bytes:
 
 
 class _Printer:
-    """Prints pieces of text as they come, ``between`` between them, and on a terminal how many and how fast."""
+    """Prints tokens as they come, ids with a space between them, and in the end how many there were and how fast."""
 
-    def __init__(self, between: str) -> None:
-        self.between = between
+    def __init__(self, ids: bool, speed: bool) -> None:
+        self.ids, self.speed = ids, speed
         self.shown = shown_safely if is_terminal(sys.stdout) else str
         self.last = ""
         self.count = 0
-        self.began = self.ended = 0.0
+        self.latest: Piece | None = None
 
-    def show(self, piece: str) -> None:
-        """Print a piece, at once."""
-        text = self.shown(piece)
-        if text:
-            sys.stdout.write((self.between if self.last else "") + text)
+    def show(self, text: str) -> None:
+        """Print a text, at once."""
+        shown = self.shown(text)
+        if shown:
+            sys.stdout.write((" " if self.ids and self.last else "") + shown)
             sys.stdout.flush()
-            self.last = text
+            self.last = shown
 
-    def show_all(self, tokens: Iterator[Any]) -> None:
-        """Print all tokens; the clock starts with the first, which has waited for the prompt to be read."""
-        for token in tokens:
-            self.show(str(token))
-            self.ended = time.perf_counter()
-            self.began = self.began or self.ended
-            self.count += 1
+    def show_all(self, pieces: Iterator[Piece]) -> None:
+        """Print all tokens."""
+        for piece in pieces:
+            self.latest, self.count = piece, self.count + 1
+            self.show(str(piece.token) if self.ids or piece.text is None else piece.text)
 
     def finish(self) -> None:
         """End the last line; also after an interruption."""
         if self.last and not self.last.endswith("\n"):
             sys.stdout.write("\n")
             sys.stdout.flush()
-        if is_terminal(sys.stderr) and self.ended > self.began:
-            say(f"[{self.count} tokens, {(self.count - 1) / (self.ended - self.began):,.0f} a second]")
+        if self.speed and self.latest is not None:
+            rate, first = self.latest.tokens_per_second, 1e3 * self.latest.first_token_seconds
+            say(f"[{self.count} tokens, {rate:,.0f} a second; the first took {first:,.1f} ms]")

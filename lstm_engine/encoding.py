@@ -596,9 +596,13 @@ class Pool(IntEnum):
     KEPT = 17  # address: room for COUNT records, to put back if the call fails; 0: it cannot
     RECORD_BYTES = 18
     BROKEN = 19  # place of the handle that is at fault
+    FORMS = (
+        20  # address: three Forms: of handles, and of the rows of the one input and the one output; first sizes free
+    )
+    ROOM = 21  # handles that a call may have: records that KEPT has room for
 
 
-POOL_WORDS: Final = 20
+POOL_WORDS: Final = 22
 PIECE_WORDS: Final = 4
 END_WORDS: Final = 3
 SLOT_BITS: Final = 32
@@ -610,6 +614,8 @@ RUNG: Final = -3  # done, and a helping thread would have been of use that sleep
 STALE: Final = -5  # a handle of no open slot
 TWICE: Final = -6  # a slot twice in one call
 ABSENT: Final = -4  # an instruction whose kernel this image does not have
+UNDRAWN: Final = -5  # no token can be drawn from these scores
+SAMPLER_BUSY: Final = -6  # another caller is drawing with this sampler
 
 
 class Worker(IntEnum):

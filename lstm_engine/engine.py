@@ -31,6 +31,8 @@ TINY: Final = 5e-6
 BYTES_PER_SECOND: Final = 60e9  # read bandwidth of a second-level cache, roughly
 OPERATIONS_PER_SECOND: Final = 40e9
 CANARY: Final = 0xA5
+CONTIGUOUS: Final = 0x0001  # NumPy's array flags
+WRITABLE: Final = 0x0401  # and C-contiguous
 IN_USE: Final = "this stream is in use by another caller; a stream serves one at a time (fork() it, or open another)"
 
 
@@ -38,6 +40,19 @@ def _left_alone(workers: Workers, owner: int, memory: Any) -> None:
     """Memory that a late helper may still read is freed when it is through."""
     workers.quiesce(owner)
     del memory
+
+
+def array_form(dtype: np.dtype[Any], shape: tuple[int, ...], lean: tuple[int, ...] | None, flags: int) -> np.ndarray:
+    """The words of encoding.Form for arrays of these shapes."""
+    words = np.zeros(FORM_WORDS, np.int64)
+    words[Form.HEADER] = object.__basicsize__
+    words[Form.TYPE], words[Form.DTYPE], words[Form.FLAGS] = id(np.ndarray), id(dtype), flags
+    words[Form.AXES] = len(shape)
+    words[Form.SIZES : Form.SIZES + len(shape)] = shape
+    words[Form.LEAN_AXES] = -1 if lean is None else len(lean)
+    if lean is not None:
+        words[Form.LEAN_SIZES : Form.LEAN_SIZES + len(lean)] = lean
+    return words
 
 
 def step_seconds(program: Program) -> float:

@@ -39,8 +39,20 @@ _ENTRIES: Final = MappingProxyType(
         "give_up": Export("give_up", "i"),
         "run_slots": Export("run_slots", "i"),
         "run_slots_nogil": Export("run_slots", "i", nogil=True),
+        "step_slots": Export("step_slots", "iooo"),
+        "step_slots_nogil": Export("step_slots", "iooo", nogil=True),
         "serve": Export("serve", "i", nogil=True),
         "clock": Export("clock", ""),
+    }
+)
+
+_SAMPLING: Final = MappingProxyType(
+    {
+        "step_and_draw": Export("step_and_draw", "iii"),
+        "step_and_draw_nogil": Export("step_and_draw", "iii", nogil=True),
+        "draw_one": Export("draw_one", "iiii"),
+        "draw_rows": Export("draw_rows", "iiiiii", nogil=True),
+        "read": Export("read", "iii"),
     }
 )
 
@@ -80,9 +92,26 @@ def entries() -> Image:
     return Image("entries", _ENTRIES, compiled)
 
 
+@functools.cache
+def sampling() -> Image:
+    """What draws tokens from scores, after a step of any executor."""
+
+    def compiled(progress: Progress) -> bytes:
+        from .jit import compile_image
+        from .kernels.sampling import ways_in
+
+        return compile_image("sampling", _SAMPLING, ways_in)
+
+    return Image("sampling", _SAMPLING, compiled)
+
+
 def needed(precision: str) -> list[Image]:
     """All that models of a precision may ask for, but for what only traces need."""
-    return [entries(), *(image(precision, name) for name, codes in KERNEL_SETS.items() if not codes & _TRACED)]
+    return [
+        entries(),
+        sampling(),
+        *(image(precision, name) for name, codes in KERNEL_SETS.items() if not codes & _TRACED),
+    ]
 
 
 def entry(nogil: bool) -> Callable[[int, Any, Any], int]:
@@ -98,6 +127,11 @@ def context_entry(nogil: bool) -> Callable[[int], int]:
 def slots_entry(nogil: bool) -> Callable[[int], int]:
     """kernels.pool.run_slots()."""
     return entries().function("run_slots_nogil" if nogil else "run_slots")
+
+
+def slots_step(nogil: bool) -> Callable[[int, Any, Any, Any], int]:
+    """kernels.pool.step_slots()."""
+    return entries().function("step_slots_nogil" if nogil else "step_slots")
 
 
 def binder() -> Callable[[int, int, int, int, Any], int]:

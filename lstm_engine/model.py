@@ -88,14 +88,16 @@ def load(
         raise UnsupportedModelError(f"{graph.origin}: a float64 model runs in float64; precision={precision!r} is none")
     held = graph.metadata.get(HELD_IN, element)
     chosen = precision or (held if PRECISIONS.get(held) == element else element)
-    return Model(rounded(graph, chosen), chosen, states, threads=threads)
+    model = Model(rounded(graph, chosen), chosen, states, threads=threads)
+    model.path = None if isinstance(path, bytes | bytearray | memoryview) else os.fspath(path)
+    return model
 
 
 class Model:
     """A trained network. May be used from many threads at once.
 
     ``inputs``, ``outputs``: TensorSpecs. ``states``: (input, output) pairs that a stream carries by itself.
-    ``metadata``: what the file says about itself (a vocabulary, for one).
+    ``metadata``: what the file says about itself (a vocabulary, for one); ``path``: the file's, None of bytes.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Model:
         self.inputs = graph.inputs
         self.outputs = graph.outputs
         self.metadata = graph.metadata
+        self.path: str | None = None
         self.store: Store = Store() if part_of is None else part_of.store
         self.stage: int = 0 if part_of is None else part_of.stage + 1
         self._declared = dict(states or {})

@@ -15,7 +15,7 @@ from .feeds import bind_constants, described, fits, rows_of, shown, step_feeds
 from .passes.shapes import fold
 from .slots import Slots
 from .state import State
-from .together import OneByOne, Together, Way, joined
+from .together import OneByOne, Together, Way, joined, known
 
 if TYPE_CHECKING:
     from .model import Model
@@ -43,6 +43,9 @@ class StreamPool:
         self._slots = Slots(capacity)
         self._way: Way = joined(model, graph, constants, self._slots) or OneByOne(model, constants, self._slots)
         self.inputs, self.outputs = self._way.inputs, self._way.outputs
+        (first, *others) = self.outputs
+        single = not others and len(self.inputs) == 1 and self.together
+        self._single = (known(first), np.dtype(first.dtype)) if single else None
         self._lock = threading.Lock()
         _pools.add(self)
 
@@ -133,8 +136,8 @@ class StreamPool:
             more = min(self.capacity, MOST_CAPACITY - self.capacity)
             if not more:
                 raise StateError(f"pool: all of its {self.capacity} slots are open; close() some, or use another pool")
-            self._way.grow(more)
             self._slots.grow(more)
+            self._way.grow(more)
         return self._slots.open()
 
     # --- running -----------------------------------------------------------------------------------------------------
@@ -149,6 +152,12 @@ class StreamPool:
         Raises InputError for X that does not fit or a token id out of range, StateError for a handle that is stale or
         named twice. No slot has then made a step.
         """
+        if self._single is not None and slots.__class__ is np.ndarray and slots.ndim == 1:
+            shape, dtype = self._single
+            target = np.empty((len(slots), *shape), dtype) if out is None else out
+            with self._lock:
+                if self._way.step_at_once(slots, X, target):
+                    return target
         handles = self._slots.handles(slots)
         feeds = self._rows(X, len(handles))
         targets = None if out is None else self._targets(out, len(handles))

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy import empty, ndarray
 
 from . import snapshots
-from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context, Form
-from .engine import IN_USE, Attachment, Layout, Runner, slot_rows
+from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context
+from .engine import CONTIGUOUS, IN_USE, WRITABLE, Attachment, Layout, Runner, array_form, slot_rows
 from .errors import InputError, StateError, listed
 from .feeds import bind_constants, converted, described, fits, shown, step_feeds
 from .graph import Shape, TensorSpec
@@ -26,9 +26,6 @@ from .state import State
 if TYPE_CHECKING:
     from .model import Model
 
-_CONTIGUOUS: Final = 0x0001  # NumPy's array flags
-_WRITABLE: Final = 0x0401
-
 
 class Stream:
     """A model running step by step over ``batch`` rows, carrying its state from call to call.
@@ -37,12 +34,14 @@ class Stream:
     file allows, and ``inputs`` and ``outputs`` have None for what it leaves open.
 
     Belongs to one caller at a time: used by two at once it raises StateError. A call that fails leaves the state
-    as it was. ``inputs``, ``outputs``: what a step takes and gives, without time axis.
+    as it was. ``inputs``, ``outputs``: what a step takes and gives, without time axis; ``constants``: the inputs that
+    never change.
     """
 
     __slots__ = (
         "_box", "_enter_step", "_fresh_shape", "_last_chunk", "_lowered", "_out_dtype", "_out_lean", "_out_shape",
-        "_ports_in", "_ports_out", "_runner", "_scalar", "_single", "_step_ends", "batch", "inputs", "model", "outputs",
+        "_ports_in", "_ports_out", "_runner", "_scalar", "_single", "_step_ends", "batch", "constants", "inputs",
+        "model", "outputs",
     )  # fmt: skip
 
     def __init__(self, model: Model, batch: int = 1, constants: Mapping[str, Any] | None = None) -> None:
@@ -50,11 +49,12 @@ class Stream:
             raise InputError(f"batch={batch!r}: expected a positive number of rows")
         graph = fold(bind_constants(model.graph, constants)) if constants else model.graph
         lowered = model.streamable(graph, batch, tuple(sorted(constants)) if constants else ())
-        self._set_up(model, batch, lowered)
+        self._set_up(model, batch, lowered, dict(constants or {}))
 
-    def _set_up(self, model: Model, batch: int, lowered: Streamable) -> None:
+    def _set_up(self, model: Model, batch: int, lowered: Streamable, constants: Mapping[str, Any]) -> None:
         self.model = model
         self.batch = batch
+        self.constants = constants
         self._install(lowered, Runner(lowered.program))
         self.inputs = tuple(_step_spec(port) for port in self._ports_in)
         self.outputs = tuple(_step_spec(port) for port in self._ports_out)
@@ -129,8 +129,8 @@ class Stream:
         )
         self._out_lean = lean_shapes[1] if lean_shapes[1] is not None else self._out_shape
         self._fresh_shape = self._out_lean
-        self._runner.forms[:FORM_WORDS] = _form(x, lean_shapes[0], _CONTIGUOUS)
-        self._runner.forms[FORM_WORDS:] = _form(y, lean_shapes[1], _WRITABLE)
+        self._runner.forms[:FORM_WORDS] = array_form(x.dtype, step_shape(x), lean_shapes[0], CONTIGUOUS)
+        self._runner.forms[FORM_WORDS:] = array_form(y.dtype, step_shape(y), lean_shapes[1], WRITABLE)
         self._single = True
         self._bind_short_way()
         nogil, address = not self._runner.tiny, self._runner.address
@@ -139,6 +139,11 @@ class Stream:
             whole = (int, np.integer)
             self._scalar = whole if x.dtype.kind in "iu" else (float, np.floating, *whole)
             self._box = np.zeros(lean_shapes[0] if lean_shapes[0] is not None else step_shape(x), x.dtype)
+
+    @property
+    def short_way(self) -> Runner | None:
+        """What a step needs no more of than the addresses of its input and its output, None where it is longer."""
+        return self._runner if self._single else None
 
     def _boxed(self, x: Any) -> np.ndarray:
         """A Python number as an array, without allocating."""
@@ -426,7 +431,7 @@ class Stream:
         """A second stream that continues from here on its own."""
         twin = object.__new__(Stream)
         with self._alone():
-            twin._set_up(self.model, self.batch, self._lowered)
+            twin._set_up(self.model, self.batch, self._lowered, self.constants)
             size = self._lowered.program.state_bytes
             twin._runner.arena[:size] = self._runner.arena[:size]
         return twin
@@ -475,20 +480,6 @@ def step_shape(port: Port) -> tuple[int, ...]:
 def step_batch(port: Port) -> tuple[int, ...]:
     """The batch axes of one step, in row order."""
     return tuple(i - (port.time is not None and i > port.time) for i in port.batch)
-
-
-def _form(port: Port, lean: tuple[int, ...] | None, flags: int) -> np.ndarray:
-    """The words of encoding.Form for one step of a port."""
-    words = np.zeros(FORM_WORDS, np.int64)
-    shape = step_shape(port)
-    words[Form.HEADER] = object.__basicsize__
-    words[Form.TYPE], words[Form.DTYPE], words[Form.FLAGS] = id(np.ndarray), id(port.dtype), flags
-    words[Form.AXES] = len(shape)
-    words[Form.SIZES : Form.SIZES + len(shape)] = shape
-    words[Form.LEAN_AXES] = -1 if lean is None else len(lean)
-    if lean is not None:
-        words[Form.LEAN_SIZES : Form.LEAN_SIZES + len(lean)] = lean
-    return words
 
 
 def _never_fits(x: np.ndarray, out: np.ndarray) -> int:

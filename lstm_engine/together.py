@@ -11,17 +11,30 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from . import snapshots
-from .encoding import END_WORDS, PIECE_WORDS, POOL_WORDS, STALE, TWICE, WORD_BYTES, Context, port_word
+from .encoding import (
+    END_WORDS,
+    FORM_WORDS,
+    MOST_AXES,
+    NOT_FITTING,
+    PIECE_WORDS,
+    POOL_WORDS,
+    STALE,
+    TWICE,
+    WORD_BYTES,
+    Context,
+    Form,
+    port_word,
+)
 from .encoding import Pool as Word
 from .encoding import Port as PortWord
-from .engine import TINY, Runner, begin
+from .engine import CONTIGUOUS, TINY, WRITABLE, Runner, array_form, begin
 from .errors import InputError, LstmEngineError, listed
 from .feeds import converted, fits, rows_of, shown
 from .graph import Graph, TensorSpec
 from .program.packing import aligned_empty
 from .program.program import Port, Program, StateSlot
 from .program.streaming import Streamable
-from .slots import Records, Slots, stale, twice
+from .slots import MOST_SLOTS, Records, Slots, stale, twice
 from .state import State
 from .stream import Stream, chunk_axis, step_batch, step_shape, time_axis
 
@@ -118,13 +131,16 @@ class Together:
         self._records = Records(alone.program.state_bytes, slots.capacity)
         self._runner = Runner(program)
         self._row_seconds = self._runner.step_seconds / ROWS
-        self._entries = {nogil: images.slots_entry(nogil) for nogil in (False, True)}
+        self._entries = [images.slots_entry(nogil) for nogil in (False, True)]
+        self._steps = [images.slots_step(nogil) for nogil in (False, True)]
         self._pieces = np.array(pieces, np.int64).reshape(-1, PIECE_WORDS)
         self._patches = int(self._runner.code.ctypes.data) + np.array(program.row_words, np.int64) * WORD_BYTES
         self._ends = np.zeros((len(program.inputs) + len(program.outputs), END_WORDS), np.int64)
         self._kept = np.empty((0, self._records.size), np.uint8)
         self._pool = aligned_empty((POOL_WORDS,), np.int64)
         self._pool[:] = 0
+        self._address = int(self._pool.ctypes.data)
+        self._forms = self._shortest_way()
         self.words = self._pool.data
         self._write(
             {
@@ -138,6 +154,8 @@ class Together:
                 Word.ENDS: self._ends.ctypes.data,
                 Word.END_COUNT: len(self._ends),
                 Word.RECORD_BYTES: self._records.size,
+                Word.FORMS: self._forms.ctypes.data,
+                Word.ROOM: 0 if program.fallible else MOST_SLOTS,
             }
         )
         self._point_at_slots()
@@ -157,6 +175,19 @@ class Together:
             words[port_word(port.index, PortWord.STEP)], words[port_word(port.index, PortWord.ROW)] = 0, size
             self._ends[k] = self._runner.address + WORD_BYTES * address, 0, size
 
+    def _shortest_way(self) -> np.ndarray:
+        """Forms of the arrays that a step takes as they are; of none, where it has several inputs or outputs."""
+        forms = np.zeros((3, FORM_WORDS), np.int64)
+        forms[:, Form.HEADER] = object.__basicsize__
+        program = self._program
+        if len(program.inputs) == len(program.outputs) == 1 and not program.canaries:
+            x, y = program.inputs[0], program.outputs[0]
+            if max(len(_row_shape(x)), len(_row_shape(y))) < MOST_AXES:
+                forms[0] = array_form(np.dtype(np.int64), (0,), None, CONTIGUOUS)
+                forms[1] = array_form(x.dtype, (0, *_row_shape(x)), None, CONTIGUOUS)
+                forms[2] = array_form(y.dtype, (0, *_row_shape(y)), None, WRITABLE)
+        return forms
+
     def _point_at_slots(self) -> None:
         slots = self._slots
         self._write(
@@ -173,6 +204,7 @@ class Together:
     def grow(self, more: int) -> None:
         """Room for more records."""
         self._records.grow(more)
+        self._point_at_slots()
 
     def begin(self, slot: int) -> None:
         """Where the model starts."""
@@ -196,10 +228,22 @@ class Together:
 
     # --- running -----------------------------------------------------------------------------------------------------
 
+    def step_at_once(self, slots: np.ndarray, x: Any, out: np.ndarray) -> bool:
+        """One step of each, from arrays to an array, if they are as machine code takes them; else nothing is done."""
+        seconds = len(slots) * self._row_seconds
+        if seconds >= TINY:
+            self._runner.expect(seconds)
+        fault = self._steps[seconds >= TINY](self._address, slots, x, out)
+        if fault == NOT_FITTING:
+            return False
+        if fault:
+            self._judge(fault, slots)
+        return True
+
     def step(self, handles: np.ndarray, feeds: Arrays, targets: Arrays | None) -> Arrays:
         """One step of each."""
         n = len(handles)
-        results = targets or {spec.name: np.empty((n, *_shape(spec)), spec.dtype) for spec in self.outputs}
+        results = targets or {spec.name: np.empty((n, *known(spec)), spec.dtype) for spec in self.outputs}
         self._run(handles, None, n, feeds, results)
         return results
 
@@ -210,7 +254,7 @@ class Together:
         order = np.argsort(-lengths, kind="stable")
         packed = _packing(lengths, order)
         feeds = {name: array[packed] for name, array in rows.items()}
-        made = {spec.name: np.empty((len(packed), *_shape(spec)), spec.dtype) for spec in self.outputs}
+        made = {spec.name: np.empty((len(packed), *known(spec)), spec.dtype) for spec in self.outputs}
         self._run(np.ascontiguousarray(handles[order]), np.ascontiguousarray(lengths[order]), len(packed), feeds, made)
         results = {}
         for name, array in made.items():
@@ -227,25 +271,27 @@ class Together:
         n, runner, words = len(handles), self._runner, self.words
         if self._program.fallible and len(self._kept) < n:
             self._kept = np.empty((n, self._records.size), np.uint8)
-        if words[Word.RECORDS] != self._records.addresses.ctypes.data or words[Word.SLOTS] != self._slots.capacity:
-            self._point_at_slots()
+            words[Word.KEPT], words[Word.ROOM] = self._kept.ctypes.data, n
         arrays = [feeds[port.name] for port in self._program.inputs]
         arrays += [results[port.name] for port in self._program.outputs]
         for k, array in enumerate(arrays):
             self._ends[k, 1] = array.ctypes.data
         words[Word.HANDLES], words[Word.COUNT] = handles.ctypes.data, n
         words[Word.LENGTHS] = 0 if lengths is None else lengths.ctypes.data
-        words[Word.KEPT] = self._kept.ctypes.data if self._program.fallible else 0
         words[Word.CALL] += 1
         seconds = steps * self._row_seconds
         runner.expect(seconds)
-        with runner.alone():
-            fault = int(self._entries[seconds >= TINY](int(self._pool.ctypes.data)))
-        if fault in (STALE, TWICE):
-            raise (stale if fault == STALE else twice)(handles[words[Word.BROKEN]])
-        if fault and not runner.done(fault):
-            raise runner.fault(fault)
+        fault = self._entries[seconds >= TINY](self._address)
+        if fault:
+            self._judge(fault, handles)
         runner.check()
+
+    def _judge(self, fault: int, handles: np.ndarray) -> None:
+        """Raise the error of a fault; one that is none wakes helpers."""
+        if fault in (STALE, TWICE):
+            raise (stale if fault == STALE else twice)(handles[self.words[Word.BROKEN]])
+        if not self._runner.done(fault):
+            raise self._runner.fault(fault)
 
 
 def _chunk_rows(
@@ -281,11 +327,11 @@ def _chunk_rows(
         steps = next(iter(counts.values()), 1)
         lengths.append(steps)
         for spec in specs:
-            rows = arrays.get(spec.name, np.zeros((1, *_shape(spec)), spec.dtype))
+            rows = arrays.get(spec.name, np.zeros((1, *known(spec)), spec.dtype))
             found[spec.name].append(rows if spec.name in counts else np.repeat(rows, steps, axis=0))
     if faults:
         raise InputError(listed("feed", faults))
-    empty = {spec.name: np.zeros((0, *_shape(spec)), spec.dtype) for spec in specs}
+    empty = {spec.name: np.zeros((0, *known(spec)), spec.dtype) for spec in specs}
     return {name: np.concatenate([empty[name], *arrays]) for name, arrays in found.items()}, np.array(lengths, np.int64)
 
 
@@ -326,7 +372,7 @@ def _slot_spec(port: Port) -> TensorSpec:
     return TensorSpec(port.name, port.dtype, _row_shape(port), port.optional)
 
 
-def _shape(spec: TensorSpec) -> tuple[int, ...]:
+def known(spec: TensorSpec) -> tuple[int, ...]:
     """A shape of which every size is known."""
     return tuple(int(size) for size in spec.shape or ())  # type: ignore[arg-type]
 
@@ -352,6 +398,10 @@ class OneByOne:
 
     def grow(self, more: int) -> None:
         """Streams are made as slots are opened."""
+
+    def step_at_once(self, slots: np.ndarray, x: Any, out: np.ndarray) -> bool:
+        """There is no shorter way."""
+        return False
 
     def begin(self, slot: int) -> None:
         """Where the model starts."""

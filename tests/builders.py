@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -374,3 +375,36 @@ def _attribute_proto(value: Any, name: str) -> Any:
     if isinstance(value, Graph):
         return _graph_proto(value, name)
     return list(value) if isinstance(value, tuple) else value
+
+
+CHAR = Path(__file__).resolve().parents[1] / "models" / "char" / "char.onnx"
+LETTERS = ["<unk>", "<end>", *"abcdefgh \n"]
+TEXT = {"vocabulary": json.dumps(LETTERS), "unit": "character", "unknown": "<unk>", "boundary": "<end>"}
+
+
+def token_model(
+    final: str = "",
+    metadata: Mapping[str, str] = TEXT,
+    tokens: int = len(LETTERS),
+    scale: float = 3.0,
+    hidden: int = 8,
+) -> bytes:
+    """Token ids [T, B] → embedding → LSTM → one score a token, through ``final``."""
+    draw = rng(7)
+    constants = {
+        "table": draw.normal(size=(tokens, 5)).astype(np.float32),
+        **random_weights(5, hidden, seed=3),
+        "head": (scale * draw.normal(size=(hidden, tokens))).astype(np.float32),
+        "one": np.array([1]),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"]),
+        helper.make_node("LSTM", ["x", "W", "R", "B"], ["y"], hidden_size=hidden),
+        helper.make_node("Squeeze", ["y", "one"], ["h"]),
+        helper.make_node("MatMul", ["h", "head"], ["logits"]),
+        *([helper.make_node(final, ["logits"], ["scores"], axis=-1)] if final else []),
+    ]
+    outputs = [("scores" if final else "logits", np.float32, ["time", "batch", tokens])]
+    model = make_model(nodes, [("ids", np.int64, ["time", "batch"])], outputs, constants, metadata=metadata)
+    data: bytes = model.SerializeToString()
+    return data

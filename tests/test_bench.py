@@ -41,6 +41,7 @@ TINY = {
     "both directions": Workload("tiny-bidirectional", "sequence", 3, 5, D=2, T=4),
     "ragged": Workload("tiny-ragged", "ragged", 3, 5, B=3, T=9),
     "character": WORKLOADS["character"],
+    "tokens": Workload("tiny-tokens", "tokens", 3, 5, L=2, O=50),
     "speech": WORKLOADS["speech"],
 }
 _ALL = frozenset(TINY)
@@ -53,7 +54,7 @@ SERVED = {
     "openvino": _ALL,
     "torch": _ALL - {"speech"},
     "torch_cell": {"step", "stack", "streams"},
-    "numpy": {"step", "stack", "streams", "sequence", "character"},
+    "numpy": {"step", "stack", "streams", "sequence", "character", "tokens"},
 }
 #: Which lesser precisions an engine has, and for what.
 LESSER = {
@@ -141,7 +142,7 @@ def test_both_directions_and_upper_layers_have_phases_of_their_own() -> None:
     assert [phase.flops for phase in stack.phases] == [2 * 2 * 20 * width * 7 for width in (3, 5, 10, 5)]
 
 
-@pytest.mark.parametrize("name", ["character", "speech"])
+@pytest.mark.parametrize("name", ["character", "tokens-2x64", "speech"])
 def test_a_model_has_the_weights_that_its_limit_counts(name: str, tmp_path: Path) -> None:
     workload = WORKLOADS[name]
     weights = make_task(workload, tmp_path).weights

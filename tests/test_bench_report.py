@@ -66,8 +66,8 @@ def _row(workload: Workload) -> dict:
     limit = asdict(limits.limit_of(workload, rates, 1e15 * speed))
     ours = limit["seconds"] + 0.3e-6 / speed
     engines = {name: _result(ours if ENGINES[name].ours else 20 * ours) for name in ENGINES}
-    engines["lstm_engine_one"] = _result(speed * ours)
-    for name in ("lstm_engine_one", "lstm_engine_fresh"):
+    engines["lstm_engine_one"], engines["lstm_engine_lone"] = _result(speed * ours), _result(5 * ours)
+    for name in ("lstm_engine_one", "lstm_engine_fresh", "lstm_engine_lone"):
         median = engines[name]["median"]
         engines[name]["beside"] = {"ratio": median / ours, "high": 1.01 * median / ours, "difference": median - ours}
     return row | {"limit": limit, "engines": engines}

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import pytest
-from builders import make_lstm_model, make_model, make_tagger
+from builders import make_lstm_model, make_model, make_tagger, token_model
 from onnx import helper
 
 import lstm_engine as le
@@ -71,7 +71,7 @@ def started(environment: dict[str, str], *arguments: Any, **options: Any) -> Ite
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model files: 'lstm' X [time, batch, 3] → Y, 'tagger' of token ids, 'double' in float64, 'both' directions."""
+    """Model files: 'lstm' X [time, batch, 3] → Y, 'tagger' and 'tokens' of token ids, 'double' in float64, 'both' directions."""
     made = tmp_path_factory.mktemp("models")
     models = {
         "lstm": make_lstm_model(outputs=("Y",)),
@@ -80,6 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "double": make_lstm_model(dtype=np.float64),
         "both": make_lstm_model(direction="bidirectional"),
         "tagger": make_tagger(),
+        "tokens": onnx.load_from_string(token_model(metadata={}, tokens=9)),
     }
     for name, model in models.items():
         onnx.save(model, made / f"{name}.onnx")
@@ -549,6 +550,30 @@ def test_generate_says_what_the_library_says(call: Callable[..., Done], tmp_path
     ) == f"The {until}".removesuffix("\n")
 
 
+def test_generate_takes_every_setting_of_a_sampler(call: Callable[..., Done]) -> None:
+    sampler = le.Sampler(1.2, seed=3, min_p=0.02, repetition_penalty=1.5, repetition_window=30)
+    text = "".join(le.generate(le.load(CHAR).stream(), "The ", max_tokens=60, sampler=sampler, stop=()))
+    settings = ["-t", "1.2", "--seed", "3", "--min-p", "0.02", "--repetition-penalty", "1.5"]
+    done = call("generate", "--prompt", "The ", "-n", "60", "--endless", *settings, "--repetition-window", "30")
+    assert done.out.removesuffix("\n") == f"The {text}".removesuffix("\n")
+
+
+def test_generate_says_its_speed_on_stderr_alone(call: Callable[..., Done]) -> None:
+    done, quiet = (call("generate", "-n", "40", "--seed", "1", *more) for more in (["--speed"], []))
+    assert (done.out, quiet.err) == (quiet.out, "")
+    assert re.fullmatch(r"\[40 tokens, [\d,]+ a second; the first took [\d,.]+ ms\]\n", done.err)
+
+
+def test_generate_with_a_vocabulary_of_its_own(call: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps([f"word{k} " for k in range(9)]), "utf-8")
+    done = call("generate", folder / "tokens.onnx", "--prompt", "word1 word2 ", "-n", "5", "--vocabulary", path)
+    assert done.code == 0, done
+    assert re.fullmatch(r"word1 word2 (word\d ){5}\n", done.out)
+    path.write_text("[1]", "utf-8")
+    assert call("generate", folder / "tokens.onnx", "--vocabulary", path).code == 1
+
+
 def test_generate_ids(call: Callable[..., Done]) -> None:
     ids = list(le.generate(le.load(CHAR).stream(), [3, 4], max_tokens=5, sampler=le.Sampler(0)))
     done = call("generate", "--ids", "--prompt", "3, 4", "-n", "5", "-t", "0")
@@ -687,12 +712,12 @@ class TestTerminal:
     def test_generate_tells_its_speed(self, terminal: dict[str, str]) -> None:
         code, shown = in_terminal(terminal, "generate", "-n", "30", "--seed", "1")
         assert code == 0
-        assert re.search(rb"\[30 tokens, [\d,]+ a second\]", shown)
+        assert re.search(rb"\[30 tokens, [\d,]+ a second; the first took [\d,.]+ ms\]", shown)
 
     def test_generate_can_be_interrupted(self, terminal: dict[str, str]) -> None:
         code, shown = in_terminal(terminal, "generate", "-n", "10000000", "--endless", keys=[(100, b"\x03")])
         assert code == 130
-        assert b"a second]" in shown
+        assert b"a second; the first" in shown
         assert b"Traceback" not in shown
 
     def test_a_stream_ends_with_the_end_of_file_or_an_interruption(

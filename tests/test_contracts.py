@@ -267,7 +267,8 @@ def test_exports() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         le.nothing  # noqa: B018
     wanted = {
-        "load", "Model", "Stream", "State", "InferenceSession", "Sampler", "generate", "TensorSpec", "LstmEngineError",
+        "load", "Model", "Stream", "State", "InferenceSession", "Sampler", "generate", "stream_generate", "generate_many",
+        "beam_search", "score", "Vocabulary", "Piece", "Beam", "Likelihood", "TensorSpec", "LstmEngineError",
         "ModelFormatError", "UnsupportedModelError", "InputError", "StreamingError", "StateError",
         "TargetError",
     }  # fmt: skip

@@ -1,200 +1,37 @@
-"""Sampling tokens: the sampler by itself, text and ids, and generating from a stream."""
+"""Generating from a stream: one token after another."""
 
 from __future__ import annotations
 
-import json
+import gc
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+import tracemalloc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from builders import make_lstm_model, make_model, make_tagger, random_weights, rng
-from onnx import helper
+from builders import CHAR, LETTERS, TEXT, make_lstm_model, make_tagger, token_model
+from sampling_twin import SplitMix64, choose
 
 import lstm_engine as le
-from lstm_engine.generation import SplitMix64, Vocabulary, _text_until, score_meaning
-
-CHAR = Path(__file__).resolve().parents[1] / "models" / "char" / "char.onnx"
-LETTERS = ["<unk>", "<end>", *"abcdefgh \n"]
-TEXT = {"vocabulary": json.dumps(LETTERS), "unit": "character", "unknown": "<unk>", "boundary": "<end>"}
-
-
-def token_model(
-    final: str = "", metadata: Mapping[str, str] = TEXT, tokens: int = len(LETTERS), scale: float = 3.0
-) -> bytes:
-    """Token ids [T, B] → embedding → LSTM → one score a token, through ``final``."""
-    draw = rng(7)
-    constants = {
-        "table": draw.normal(size=(tokens, 5)).astype(np.float32),
-        **random_weights(5, 8, seed=3),
-        "head": (scale * draw.normal(size=(8, tokens))).astype(np.float32),
-        "one": np.array([1]),
-    }
-    nodes = [
-        helper.make_node("Gather", ["table", "ids"], ["x"]),
-        helper.make_node("LSTM", ["x", "W", "R", "B"], ["y"], hidden_size=8),
-        helper.make_node("Squeeze", ["y", "one"], ["h"]),
-        helper.make_node("MatMul", ["h", "head"], ["logits"]),
-        *([helper.make_node(final, ["logits"], ["scores"], axis=-1)] if final else []),
-    ]
-    outputs = [("scores" if final else "logits", np.float32, ["time", "batch", tokens])]
-    model = make_model(nodes, [("ids", np.int64, ["time", "batch"])], outputs, constants, metadata=metadata)
-    data: bytes = model.SerializeToString()
-    return data
+from lstm_engine import images
+from lstm_engine.engine import Runner
+from lstm_engine.generation import Vocabulary, score_meaning
+from lstm_engine.generation.stops import text_until
+from lstm_engine.image import Image
 
 
 @pytest.fixture(scope="module")
 def model() -> le.Model:
     return le.load(token_model())
-
-
-# --- the sampler ------------------------------------------------------------------------------------------------------
-
-
-def test_the_random_numbers_are_splitmix64s() -> None:
-    source = SplitMix64(1234567)
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    assert [source.uniform() for _ in published] == [(z >> 11) * 2.0**-53 for z in published]
-
-
-def test_temperature_0_takes_the_first_of_the_greatest() -> None:
-    sampler = le.Sampler(temperature=0)
-    assert sampler.choose(np.array([1.0, 3.0, 3.0, -np.inf])) == 1
-
-
-def test_tokens_come_as_often_as_their_probability() -> None:
-    scores = np.log([0.5, 0.25, 0.2, 0.05])
-    sampler = le.Sampler(seed=11)
-    counts = np.bincount([sampler.choose(scores) for _ in range(20_000)], minlength=4)
-    assert counts / 20_000 == pytest.approx([0.5, 0.25, 0.2, 0.05], abs=0.01)
-
-
-def test_temperature_sharpens_and_flattens() -> None:
-    scores = np.log([0.6, 0.4])
-    for temperature in (0.5, 2.0):
-        sampler = le.Sampler(temperature, seed=5)
-        part = sum(sampler.choose(scores) for _ in range(20_000)) / 20_000
-        weights = np.array([0.6, 0.4]) ** (1 / temperature)
-        assert part == pytest.approx(weights[1] / weights.sum(), abs=0.012)
-
-
-@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
-def test_temperatures_at_the_ends_of_the_range(temperature: float) -> None:
-    sampler = le.Sampler(temperature, seed=1)
-    drawn = {sampler.choose(np.array([1.0, 2.0, -np.inf], np.float32)) for _ in range(64)}
-    assert drawn == ({1} if temperature < 1 else {0, 1})
-
-
-def test_top_k_keeps_the_k_greatest_and_of_equals_the_first() -> None:
-    scores = np.array([0.0, 2.0, 1.0, 2.0, 1.0, 1.0])
-    for k, expected in ((1, {1}), (2, {1, 3}), (3, {1, 2, 3}), (4, {1, 2, 3, 4}), (99, set(range(6)))):
-        sampler = le.Sampler(top_k=k, seed=2)
-        assert {sampler.choose(scores) for _ in range(400)} == expected
-
-
-def test_top_p_keeps_the_fewest_that_reach_it() -> None:
-    scores = np.log([0.1, 0.4, 0.2, 0.3])
-    for p, expected in ((1e-9, {1}), (0.39, {1}), (0.41, {1, 3}), (0.71, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
-        sampler = le.Sampler(top_p=p, seed=2)
-        assert {sampler.choose(scores) for _ in range(400)} == expected
-
-
-def test_impossible_tokens_never_come() -> None:
-    sampler = le.Sampler(temperature=100.0, seed=3)
-    scores = np.array([-np.inf, 0.0, -np.inf, 0.0, -np.inf])
-    assert {sampler.choose(scores) for _ in range(200)} == {1, 3}
-
-
-@pytest.mark.parametrize("scores", [[], [np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
-def test_scores_that_choose_nothing_are_refused(scores: list[float]) -> None:
-    for sampler in (le.Sampler(), le.Sampler(0)):
-        with pytest.raises(le.InputError, match="no token can be chosen"):
-            sampler.choose(np.array(scores))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": -1}, {"temperature": float("nan")}, {"temperature": "hot"}, {"temperature": True},
-        {"top_k": 0}, {"top_k": 1.5}, {"top_k": True}, {"top_p": 0}, {"top_p": 1.1}, {"top_p": float("nan")},
-        {"seed": -1}, {"seed": 1 << 64}, {"seed": 1.0},
-    ],
-)  # fmt: skip
-def test_settings_out_of_range_are_named(settings: dict[str, Any]) -> None:
-    with pytest.raises(le.InputError, match=next(iter(settings))):
-        le.Sampler(**settings)
-
-
-def test_all_settings_out_of_range_are_named_at_once() -> None:
-    with pytest.raises(le.InputError, match=r"(?s)4 faults.*temperature.*top_k.*top_p.*seed"):
-        le.Sampler(-1, 0, 2, -3)
-
-
-def test_a_sampler_goes_on_from_its_state() -> None:
-    scores = np.zeros(1000)
-    sampler = le.Sampler(seed=9)
-    for _ in range(10):
-        sampler.choose(scores)
-    kept = sampler.state
-    following = [sampler.choose(scores) for _ in range(20)]
-    other = le.Sampler(seed=1)
-    other.restore(kept)
-    assert [other.choose(scores) for _ in range(20)] == following
-    for wrong in (b"", b"123456789", "12345678"):
-        with pytest.raises(le.InputError, match="8 bytes"):
-            sampler.restore(wrong)  # type: ignore[arg-type]
-
-
-def test_without_a_seed_every_sampler_is_another() -> None:
-    assert le.Sampler().state != le.Sampler().state
-
-
-# --- text and ids -----------------------------------------------------------------------------------------------------
-
-
-def test_text_becomes_ids_and_back() -> None:
-    vocabulary = Vocabulary(["?", "a", "b", "ab", "abc", "d"], unknown="?")
-    assert vocabulary.encode("abcabdbx?") == [4, 3, 5, 2, 0, 0]
-    assert vocabulary.decode([4, 3, 5]) == "abcabd"
-    with pytest.raises(le.InputError, match="0 to 5"):
-        vocabulary.text(6)
-
-
-def test_characters_are_read_one_by_one() -> None:
-    vocabulary = Vocabulary(["<doc>", "a", "ab", "<", "d", "o", "c", ">"], "character", boundary="<doc>")
-    assert vocabulary.encode("a<doc>") == [1, 3, 4, 5, 6, 7]
-
-
-def test_characters_that_no_token_stands_for_are_named() -> None:
-    vocabulary = Vocabulary(["a", "b"], "character")
-    with pytest.raises(le.InputError, match="'é', '€'"):
-        vocabulary.encode("aéb€é")
-    with pytest.raises(le.InputError, match="and 16 more"):
-        vocabulary.encode("cdefghijklmnopqrstuvwxyzab12")
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {"vocabulary": "no json"}, {"vocabulary": '{"a": 0}'}, {"vocabulary": "[1, 2]"}, {"vocabulary": "[" * 100_000},
-        {"vocabulary": '["a"]', "unknown": "?"}, {"vocabulary": '["a"]', "boundary": "."},
-    ],
-)  # fmt: skip
-def test_vocabularies_that_contradict_themselves(metadata: dict[str, str]) -> None:
-    loaded = le.load(token_model(metadata=metadata))
-    with pytest.raises(le.ModelFormatError, match="metadata"):
-        Vocabulary.of(loaded)
-
-
-def test_a_vocabulary_of_another_size_than_the_scores() -> None:
-    loaded = le.load(token_model(metadata={"vocabulary": '["a", "b"]'}))
-    with pytest.raises(le.ModelFormatError, match="2 tokens"):
-        le.generate(loaded.stream(), "a")
 
 
 # --- generating -------------------------------------------------------------------------------------------------------
@@ -318,7 +155,7 @@ def test_text_is_held_back_only_as_long_as_needed() -> None:
             taken.append(piece)
             yield piece
 
-    shown = _text_until(pieces(), ["abd", "cd"])
+    shown = text_until(pieces(), ["abd", "cd"])
     assert [(next(shown), len(taken)) for _ in range(4)] == [("x", 1), ("ab", 3), ("ac", 4), ("aba", 5)]
     assert list(shown) == ["b"]
 
@@ -374,28 +211,272 @@ def test_text_needs_a_vocabulary() -> None:
     assert list(le.generate(loaded.stream(), [2], max_tokens=3, sampler=le.Sampler(0))) == greedy(loaded, [2], 3)
 
 
-def test_the_prompt_costs_one_call(model: le.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
+def short_way_of(stream: le.Stream) -> Runner:
+    """What a token's one call runs, where there is one."""
+    if stream.short_way is None:
+        pytest.skip("canaries are checked after each step: a step is more than one call")
+    return stream.short_way
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
+    """Have every way into machine code from a stream noted."""
     for name in ("feed", "step"):
         original = getattr(le.Stream, name)
         monkeypatch.setattr(le.Stream, name, lambda *a, _n=name, _o=original, **k: (calls.append(_n), _o(*a, **k))[1])
-    list(le.generate(model.stream(), "abcdefgh" * 40, max_tokens=3, sampler=le.Sampler(0), stop=()))
-    assert calls == ["feed", "step", "step", "step"]
+    function = Image.function
+
+    def noted(self: Image, export: str) -> Any:
+        made = function(self, export)
+        return (lambda *a: (calls.append(export), made(*a))[1]) if self is images.sampling() else made
+
+    monkeypatch.setattr(Image, "function", noted)
+
+
+def test_a_token_costs_one_call_and_the_prompt_another(model: le.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    short_way_of(model.stream())
+    counted(monkeypatch, calls)
+    sampler = le.Sampler(0.8, top_k=5, top_p=0.9, seed=1)
+    assert len(list(le.generate(model.stream(), "abcdefgh" * 40, max_tokens=3, sampler=sampler, stop=()))) == 3
+    assert calls == ["feed", *["step_and_draw"] * 3]
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"temperature": 0}, {"temperature": 1.3}, {"temperature": 0.8, "top_k": 5, "top_p": 0.9},
+    {"min_p": 0.1, "repetition_penalty": 1.4}, {"repetition_penalty": 1.4, "repetition_window": 4},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("chosen", SETTINGS, ids=str)
+def test_one_call_draws_what_a_step_and_the_definition_would(model: le.Model, chosen: dict[str, Any]) -> None:
+    window = chosen.get("repetition_window")
+    settings = {name: value for name, value in chosen.items() if name != "repetition_window"}
+    stream, random = model.stream(), SplitMix64(5)
+    read, expected = [2, 3, 4], []
+    stream.feed(np.array(read[:-1]))
+    for _ in range(60):
+        counts = frozenset(read if window is None else read[-window:])
+        token = choose(stream.step(read[-1]), random, read=counts, **settings)
+        assert token is not None
+        expected.append(token)
+        read.append(token)
+    sampler = le.Sampler(**chosen, seed=5)
+    assert list(le.generate(model.stream(), [2, 3, 4], max_tokens=60, sampler=sampler, stop=())) == expected
+
+
+def as_stepped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no stream's step be short."""
+    monkeypatch.setattr(le.Stream, "short_way", property(lambda self: None))
+
+
+@pytest.mark.parametrize("final", ["", "Softmax"])
+@pytest.mark.parametrize("chosen", SETTINGS, ids=str)
+def test_where_a_step_is_longer_the_tokens_are_the_same(
+    final: str, chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = le.load(token_model(final))
+
+    def tokens() -> list[int]:
+        return list(le.generate(loaded.stream(), [2, 3], max_tokens=50, sampler=le.Sampler(**chosen, seed=2), stop=()))
+
+    expected = tokens()
+    as_stepped(monkeypatch)
+    assert tokens() == expected
+
+
+def spoilt(at: int) -> bytes:
+    """A token model whose scores are NaN after one token."""
+    changed = onnx.load_from_string(token_model())
+    (table,) = (tensor for tensor in changed.graph.initializer if tensor.name == "table")
+    values = onnx.numpy_helper.to_array(table).copy()
+    values[at] = np.nan
+    table.CopyFrom(onnx.numpy_helper.from_array(values, "table"))
+    data: bytes = changed.SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_a_token_that_cannot_be_drawn_leaves_everything_as_it_was(
+    stepped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if stepped:
+        as_stepped(monkeypatch)
+    stream = le.load(spoilt(5)).stream()
+    stream.feed(np.array([2, 3]))
+    for window in (None, 2):
+        sampler = le.Sampler(repetition_penalty=1.2, repetition_window=window, seed=1)
+        sampler.read([2, 3])
+        for prompt in ([5], [4, 5], [4, 5, 2], [4, 4, 99]):
+            before, drawn = stream.state, sampler.state
+            with pytest.raises(le.InputError, match=r"no token can be chosen|out of range"):
+                next(iter(le.generate(stream, prompt, sampler=sampler)))
+            assert (stream.state, sampler.state) == (before, drawn)
+
+
+def test_a_failing_token_leaves_the_state_before_it() -> None:
+    loaded = le.load(spoilt(5))
+    stream, sampler, came = loaded.stream(), le.Sampler(1.5, seed=0), []
+    before = None
+    tokens = le.generate(stream, [2], sampler=sampler, stop=())
+    with suppress(le.InputError):
+        for token in tokens:
+            before = stream.state, sampler.state
+            came.append(token)
+    assert came[-1] == 5
+    assert (stream.state, sampler.state) == before
+
+
+def test_a_stream_or_a_sampler_in_use_is_refused(model: le.Model) -> None:
+    stream, sampler = model.stream(), le.Sampler(seed=1)
+    tokens = le.generate(stream, [2, 3], sampler=sampler, stop=())
+    next(tokens)
+    acquire, give_up = images.guards()
+    for address, who in ((short_way_of(stream).address, "stream"), (sampler.address, "sampler")):
+        assert acquire(address)
+        again = le.generate(model.stream() if who == "sampler" else stream, [2], sampler=sampler)
+        with pytest.raises(le.StateError, match=f"this {who} is in use"):
+            next(again)
+        give_up(address)
+
+
+def test_two_generations_may_take_turns(model: le.Model) -> None:
+    def alone(seed: int) -> list[int]:
+        return list(le.generate(model.stream(), [2], max_tokens=30, sampler=le.Sampler(seed=seed), stop=()))
+
+    stream = model.stream()
+    first = le.generate(stream, [2], max_tokens=30, sampler=le.Sampler(seed=1), stop=())
+    second = le.generate(model.stream(), [2], max_tokens=30, sampler=le.Sampler(seed=2), stop=())
+    other = np.empty(len(LETTERS), np.float32)
+    pairs = []
+    for pair in zip(first, second, strict=True):
+        pairs.append(pair)
+        stream.fork().step(3, out=other)
+    assert [list(tokens) for tokens in zip(*pairs, strict=True)] == [alone(1), alone(2)]
+
+
+def test_generations_in_many_threads_are_each_their_own() -> None:
+    loaded = le.load(token_model(hidden=64))
+
+    def tokens(seed: int) -> list[int]:
+        sampler = le.Sampler(1.2, top_k=6, repetition_penalty=1.1, seed=seed)
+        return list(le.generate(loaded.stream(), [2], max_tokens=400, sampler=sampler, stop=()))
+
+    alone = [tokens(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(tokens, range(8))) == alone
+
+
+def test_steps_between_tokens_go_their_own_way(model: le.Model) -> None:
+    stream = model.stream()
+    tokens = le.generate(stream, [2], sampler=le.Sampler(seed=1), stop=())
+    next(tokens)
+    state = stream.state
+    expected = model.stream()
+    expected.state = state
+    assert np.array_equal(stream.step(4), expected.step(4))
+    assert np.array_equal(stream.feed(np.array([4, 5])), expected.feed(np.array([4, 5])))
+    stream.state = state
+    whole = list(le.generate(model.stream(), [2], max_tokens=5, sampler=le.Sampler(seed=1), stop=()))
+    assert list(islice(tokens, 4)) == whole[1:]
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "bfloat16"])
+def test_other_precisions_draw_from_their_own_scores(precision: str) -> None:
+    loaded = le.load(CHAR, precision=precision)
+    stream, random, token, expected = loaded.stream(), SplitMix64(3), 7, []
+    for _ in range(40):
+        drawn = choose(stream.step(token), random, temperature=0.8, top_k=20, top_p=0.9)
+        assert drawn is not None
+        expected.append(token := drawn)
+    sampler = le.Sampler(0.8, top_k=20, top_p=0.9, seed=3)
+    assert list(le.generate(loaded.stream(), [7], max_tokens=40, sampler=sampler, stop=())) == expected
+
+
+def test_several_threads_draw_the_same() -> None:
+    wide = token_model(hidden=384)
+    texts = [
+        list(le.generate(le.load(wide, threads=n).stream(), [1], max_tokens=60, sampler=le.Sampler(seed=4), stop=()))
+        for n in (1, 2)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_a_token_allocates_nothing(model: le.Model) -> None:
+    stream = model.stream()
+    sampler = le.Sampler(0.9, top_k=5, top_p=0.9, min_p=0.01, repetition_penalty=1.1, repetition_window=16, seed=1)
+    tokens = le.generate(stream, [2, 3], sampler=sampler, stop=())
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2000):
+            next(tokens)
+        blocks = sys.getallocatedblocks()
+        tracemalloc.start()
+        start, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in range(2000):
+            next(tokens)
+        end, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert sys.getallocatedblocks() - blocks <= 20
+    assert peak - start < 4096
+    assert end - start < 2048
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_carry_what_they_are_and_how_long_they_took(model: le.Model) -> None:
+    sampler = {"temperature": 0.7, "top_k": 4, "seed": 6}
+    texts = list(le.generate(model.stream(), "ab", max_tokens=30, sampler=le.Sampler(**sampler), stop=()))
+    began = time.perf_counter()
+    pieces = list(le.stream_generate(model.stream(), "ab", max_tokens=30, sampler=le.Sampler(**sampler), stop=()))
+    took = time.perf_counter() - began
+    assert [piece.text for piece in pieces] == texts
+    stream, token = model.stream(), LETTERS.index("b")
+    stream.step(LETTERS.index("a"))
+    for piece in pieces:
+        scores = stream.step(token).astype(np.float64)
+        token = piece.token
+        assert LETTERS[token] == piece.text
+        expected = scores[token] - np.log(np.exp(scores).sum())
+        assert piece.log_probability == pytest.approx(expected, abs=1e-12)
+    assert len({piece.first_token_seconds for piece in pieces}) == 1
+    assert 0 < pieces[0].first_token_seconds < took
+    assert pieces[0].tokens_per_second == 0
+    assert all(piece.tokens_per_second > 28 / took for piece in pieces[-1:])
+    ids = [piece.token for piece in pieces]
+    without = le.load(token_model(metadata={}))
+    found = le.stream_generate(without.stream(), [2, 3], max_tokens=30, sampler=le.Sampler(**sampler), stop=())
+    assert [(piece.token, piece.text) for piece in found] == [(token, None) for token in ids]
+
+
+def test_pieces_end_before_a_stop_text(model: le.Model, seed: int) -> None:
+    pieces = written(model, "a", seed, None)
+    stop = "".join(pieces[20:23]) + "§"
+    ends = "".join(pieces[10:13])
+    found = list(
+        le.stream_generate(model.stream(), "a", max_tokens=400, sampler=le.Sampler(2.0, seed=seed), stop=[stop, ends])
+    )
+    assert [piece.text for piece in found] == written(model, "a", seed, [stop, ends])
 
 
 def test_a_long_prompt_is_read_in_pieces(model: le.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = [2 + i % 9 for i in range(101)]
     expected = greedy(model, prompt, 2)
-    monkeypatch.setattr("lstm_engine.generation._MOST_SCORES", 7 * len(LETTERS))
+    monkeypatch.setattr("lstm_engine.generation.tokens._MOST_SCORES", 7 * len(LETTERS))
     assert list(le.generate(model.stream(), prompt, max_tokens=2, sampler=le.Sampler(0), stop=())) == expected
 
 
-def test_it_goes_on_where_it_was(model: le.Model) -> None:
-    whole = list(le.generate(model.stream(), [2, 3], max_tokens=30, sampler=le.Sampler(seed=6), stop=()))
-    stream, sampler = model.stream(), le.Sampler(seed=6)
+@pytest.mark.parametrize("chosen", SETTINGS, ids=str)
+def test_it_goes_on_where_it_was(model: le.Model, chosen: dict[str, Any]) -> None:
+    whole = list(le.generate(model.stream(), [2, 3], max_tokens=30, sampler=le.Sampler(**chosen, seed=6), stop=()))
+    stream, sampler = model.stream(), le.Sampler(**chosen, seed=6)
     first = list(le.generate(stream, [2, 3], max_tokens=10, sampler=sampler, stop=()))
     kept = le.State.from_bytes(replace(stream.state, sampler=sampler.state).to_bytes())
-    other, again = model.stream(), le.Sampler(seed=99)
+    other, again = model.stream(), le.Sampler(**chosen, seed=99)
     other.state = kept
     again.restore(kept.sampler)
     assert first + list(le.generate(other, first[-1], max_tokens=20, sampler=again, stop=())) == whole

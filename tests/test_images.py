@@ -123,10 +123,10 @@ def test_an_instruction_that_an_image_lacks_is_reported(monkeypatch: pytest.Monk
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nothing here lists symbols")
-@pytest.mark.parametrize("kernel_set", [None, *images.KERNEL_SETS])
-def test_machine_code_calls_next_to_nothing(tmp_path: Path, kernel_set: str | None) -> None:
+@pytest.mark.parametrize("name", ["entries", "sampling", *images.KERNEL_SETS])
+def test_machine_code_calls_next_to_nothing(tmp_path: Path, name: str) -> None:
     """A name that nobody defines would end the process when the code is linked."""
-    made = images.image("float32", kernel_set) if kernel_set else images.entries()
+    made = images.image("float32", name) if name in images.KERNEL_SETS else getattr(images, name)()
     made.load()
     if not made.cached or made.path is None:
         pytest.skip("the cache is off")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import CHAR
 from cases import NetCase
 
 import lstm_engine as le
@@ -20,9 +21,10 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"
 
 @pytest.fixture
 def given(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """What the blocks take as given: a model's file, and readings for it."""
+    """What the blocks take as given: models' files, and readings for one."""
     here = Path.cwd()
     (tmp_path / "model.onnx").write_bytes(NetCase(hidden=(8,), head="dense", batch_first=False).model())
+    (tmp_path / "char.onnx").write_bytes(CHAR.read_bytes())
     draw = np.random.default_rng(0)
     os.chdir(tmp_path)
 
@@ -50,3 +52,5 @@ def test_the_blocks_run(given: dict[str, Any]) -> None:
     for block in BLOCKS:
         exec(compile(block.replace('"input"', "INPUT"), str(README), "exec"), names)
     assert isinstance(names["model"], le.Model)
+    assert len(list(names["pieces"])) > 0
+    assert 0 < names["surprise"] < 8

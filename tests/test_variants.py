@@ -341,7 +341,7 @@ def test_weights_of_fewer_bits(warm_environment: dict[str, str], tmp_path: Path)
     assert len(alike) == 2 + native().bf16
 
 
-WIDE: Final = ("parity", "properties", "instructions", "maths", "zoo", "random_operators")
+WIDE: Final = ("parity", "properties", "instructions", "maths", "sampling", "zoo", "random_operators")
 #: Without a fused multiply-add a row's int8 levels are rounded twice, which their definition does not show.
 LESSER: Final = [
     *((variant, file) for variant in HERE[1:] for file in WIDE),

@@ -6,6 +6,7 @@ One stacked product a step, results in place. The weights of the three sigmoid g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise, repeat
 
 import numpy as np
@@ -19,8 +20,8 @@ def prepare(name: str, job: Job) -> Run:
     """The task's layers by hand. Raises NotServedError."""
     assert isinstance(job, Task)
     workload = job.workload
-    if workload.kind == "character":
-        return Character(job)
+    if job.next_token is not None:
+        return Character(job, job.next_token)
     if workload.cell != "LSTM" or workload.kind not in ("step", "sequence") or workload.D > 1:
         raise NotServedError("written out in NumPy are steps and sequences of LSTMs that look back")
     return Step(job) if job.steps else Sequence(job)
@@ -132,8 +133,8 @@ class Sequence(Fixed):
 class Character:
     """Embedding, two cells, dense layer."""
 
-    def __init__(self, task: Task) -> None:
-        weights = task.weights
+    def __init__(self, task: Task, choose: Callable[[np.ndarray], int]) -> None:
+        weights, self.choose = task.weights, choose
         self.cells = [Cell(weights[f"W{k}"], weights[f"R{k}"], weights[f"B{k}"], 1) for k in range(task.workload.L)]
         self.embedding, self.head, self.bias = weights["embedding"], weights["head"], weights["head_bias"]
         self.logits = np.zeros((1, task.workload.O), np.float32)
@@ -147,7 +148,7 @@ class Character:
         self.token = int(feeds["tokens"].item())
 
     def loop(self, n: int) -> None:
-        token, logits = self.token, self.logits
+        token, logits, choose = self.token, self.logits, self.choose
         lower, upper = self.cells
         for _ in repeat(None, n):
             lower.x[0] = self.embedding[token]
@@ -156,7 +157,7 @@ class Character:
             upper.step()
             np.dot(upper.h, self.head, out=logits)
             logits += self.bias
-            token = int(logits.argmax())
+            token = int(choose(logits))
         self.token = token
 
     def read(self) -> dict[str, np.ndarray]:

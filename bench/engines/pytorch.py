@@ -6,6 +6,7 @@ int8 is torch's dynamic quantisation of that module, bfloat16 the module in that
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from itertools import repeat
 from typing import Any, Final
 
@@ -29,13 +30,13 @@ def prepare(name: str, job: Job) -> Run:
         raise NotServedError("PyTorch runs no model file")
     torch.set_num_threads(job.threads)
     if name == "torch_cell":
-        if not job.steps or workload.cell != "LSTM" or workload.kind == "character":
+        if not job.steps or workload.cell != "LSTM" or job.next_token is not None:
             raise NotServedError("an LSTMCell is for single steps of an LSTM")
         return CellStep(job)
     if workload.kind == "ragged":
         return Ragged(job)
-    if workload.kind == "character":
-        return Tokens(job)
+    if job.next_token is not None:
+        return Tokens(job, job.next_token)
     return Step(job) if job.steps else Sequence(job)
 
 
@@ -190,13 +191,15 @@ class Network(torch.nn.Module):
 
 
 class Tokens:
-    """network(token, (h, c)), the largest logit's place fed back."""
+    """network(token, (h, c)), the next token fed back."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, choose: Callable[[np.ndarray], int]) -> None:
+        self.choose = choose
         self.network = in_precision(Network(task).eval(), task.precision)
         self.token = torch.zeros(1, 1, dtype=torch.int64)
         self.initial: Any = _states(task)
         self.logits = torch.zeros(0)
+        self.plain = _dtype(task) == torch.float32
         self.reset()
         self.loop(1)
         self.reset()
@@ -208,11 +211,11 @@ class Tokens:
         self.token.fill_(int(feeds["tokens"].item()))
 
     def loop(self, n: int) -> None:
-        network, token, logits, state = self.network, self.token, self.logits, self.state
+        network, token, logits, state, choose = self.network, self.token, self.logits, self.state, self.choose
         with torch.inference_mode():
             for _ in repeat(None, n):
                 logits, state = network(token, state)
-                token.fill_(int(logits.argmax()))
+                token.fill_(int(choose(logits.numpy() if self.plain else logits.float().numpy())))
         self.logits, self.state = logits, state
 
     def read(self) -> dict[str, np.ndarray]:

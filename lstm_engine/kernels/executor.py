@@ -19,7 +19,6 @@ from ..encoding import (
     PORT_WORDS,
     RUNG,
     Context,
-    Form,
     Job,
     Opcode,
     Port,
@@ -30,6 +29,7 @@ from ..jit import compile_kernel, kernel
 from . import convolution, integers, matmul, pointwise, pool, recurrent, reduction, rows, workers
 from . import dense as dense_kernels
 from . import lstm as lstm_kernels
+from .arrays import data_of, matches
 from .product import gathering_rows, product_rows
 from .shares import dismissed, rung
 from .simd import (
@@ -79,7 +79,6 @@ PLAIN, GENERAL = int(Job.PLAIN), int(Job.GENERAL)
 ) = (int(w) * 8 for w in Context)  # fmt: skip
 KIND, CALLER = int(Share.KIND) * 8, int(Share.CONTEXT) * 8
 FORM_BYTES = FORM_WORDS * 8
-F_TYPE, F_DTYPE, F_FLAGS, F_AXES, F_SIZES, F_LEAN_AXES, F_LEAN_SIZES = (int(w) * 8 for w in list(Form)[1:])
 FIRST_PORT = PORTS + int(Port.ADDRESS) * 8
 SECOND_PORT = FIRST_PORT + PORT_WORDS * 8
 
@@ -244,32 +243,6 @@ def call(cx):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def matches(array, form):  # type: ignore[no-untyped-def]
-    """Which of a form's shapes an object has: 1 the full, 2 the lean one, 0 none, or it is another kind of object.
-
-    Reads the fields of NumPy's array object: data, nd, dimensions, strides, base, descr, flags (unchanged since 1.7).
-    """
-    fields = array + word(form)
-    if word(fields - 8) != word(form + F_TYPE) or word(fields + 40) != word(form + F_DTYPE):
-        return 0
-    if word32(fields + 48) & word(form + F_FLAGS) != word(form + F_FLAGS):
-        return 0
-    axes, sizes = word32(fields + 8), word(fields + 16)
-    if axes == word(form + F_AXES):
-        kind, wanted = 1, form + F_SIZES
-    elif axes == word(form + F_LEAN_AXES):
-        kind, wanted = 2, form + F_LEAN_SIZES
-    else:
-        return 0
-    i = 0
-    while i < axes:
-        if word(sizes + 8 * i) != word(wanted + 8 * i):
-            return 0
-        i += 1
-    return kind
-
-
-@kernel
 def called(cx):  # type: ignore[no-untyped-def]
     """Run; RUNG if a helper is to be woken before the next call."""
     fault = invoke(word(cx + EXECUTOR), cx)
@@ -291,9 +264,8 @@ def enter(cx, x, out):  # type: ignore[no-untyped-def]
         return NOT_FITTING
     if try_acquire(cx + BUSY_WORD) == 0:
         return BUSY
-    header = word(forms)
-    set_word(cx + FIRST_PORT, word(x + header))
-    set_word(cx + SECOND_PORT, word(out + header))
+    set_word(cx + FIRST_PORT, data_of(x, forms))
+    set_word(cx + SECOND_PORT, data_of(out, forms))
     fault = called(cx)
     release(cx + BUSY_WORD)
     return fault
@@ -338,6 +310,7 @@ def ways_in() -> dict[str, Any]:
         "acquire": acquire,
         "give_up": give_up,
         "run_slots": pool.run_slots,
+        "step_slots": pool.step_slots,
         "serve": workers.serve,
         "clock": workers.clock,
     }

@@ -7,18 +7,19 @@ gap.
 
 from __future__ import annotations
 
-from ..encoding import END_WORDS, PIECE_WORDS, RUNG, SLOT_BITS, STALE, TWICE, Context, Pool
+from ..encoding import END_WORDS, FORM_WORDS, NOT_FITTING, PIECE_WORDS, RUNG, SLOT_BITS, STALE, TWICE, Context, Pool
 from ..jit import kernel
+from .arrays import data_of, rows_of
 from .shares import rung
 from .simd import copy_bytes, invoke, set_word, word
 
 (
     CONTEXT, HANDLES, COUNT, LENGTHS, RECORDS, OPENED, CALLS, CALL, SLOTS, ROWS, LIVE, PIECES, PIECE_COUNT, PATCHES,
-    PATCH_COUNT, ENDS, END_COUNT, KEPT, RECORD_BYTES, BROKEN,
+    PATCH_COUNT, ENDS, END_COUNT, KEPT, RECORD_BYTES, BROKEN, FORMS, ROOM,
 ) = (int(w) * 8 for w in Pool)  # fmt: skip
 ARENA, EXECUTOR = int(Context.ARENA) * 8, int(Context.EXECUTOR) * 8
 SLOT = (1 << SLOT_BITS) - 1
-PIECE_BYTES, END_BYTES = PIECE_WORDS * 8, END_WORDS * 8
+PIECE_BYTES, END_BYTES, FORM_BYTES = PIECE_WORDS * 8, END_WORDS * 8, FORM_WORDS * 8
 
 
 @kernel
@@ -145,3 +146,25 @@ def run_slots(pool):  # type: ignore[no-untyped-def]
     elif rung(cx):
         return RUNG
     return fault
+
+
+@kernel
+def step_slots(pool, handles, x, out):  # type: ignore[no-untyped-def]
+    """The shortest way from Python: a step of the slots of an array of handles, from and to arrays of their rows.
+
+    NOT_FITTING if the arrays need converting, or there is no room to keep so many records: nothing has then happened.
+    """
+    forms = word(pool + FORMS)
+    count = rows_of(handles, forms)
+    if count < 0 or rows_of(x, forms + FORM_BYTES) != count or rows_of(out, forms + 2 * FORM_BYTES) != count:
+        return NOT_FITTING
+    if count > word(pool + ROOM):
+        return NOT_FITTING
+    ends = word(pool + ENDS)
+    set_word(pool + HANDLES, data_of(handles, forms))
+    set_word(pool + COUNT, count)
+    set_word(pool + LENGTHS, 0)
+    set_word(pool + CALL, word(pool + CALL) + 1)
+    set_word(ends + 8, data_of(x, forms))
+    set_word(ends + END_BYTES + 8, data_of(out, forms))
+    return run_slots(pool)

@@ -164,6 +164,10 @@ class Lanes:
         """The largest lane."""
         return self._fold(b, x, lambda left, right: self.maximum(b, left, right))
 
+    def reduce_most(self, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+        """The largest lane; NaN where there is one."""
+        return self._fold(b, x, lambda left, right: self.most(b, left, right))
+
     def reduce_add(self, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
         """Sum of the lanes in one fixed order: halves, quarters, …"""
         return self._fold(b, x, lambda left, right: b.fadd(left, right))

@@ -88,7 +88,7 @@ def _described_spec(spec: Any) -> dict[str, Any]:
 def _described_vocabulary(model: Model) -> dict[str, Any] | None:
     try:
         vocabulary = Vocabulary.of(model)
-    except ModelFormatError as fault:
+    except (ModelFormatError, OSError) as fault:  # the file beside the model may be unreadable
         return {"fault": str(fault)}
     if vocabulary is None:
         return None
@@ -97,7 +97,7 @@ def _described_vocabulary(model: Model) -> dict[str, Any] | None:
     scores = [spec.name for spec in model.outputs if spec.name not in carried]
     return {
         "tokens": len(vocabulary),
-        "unit": model.metadata.get("unit", ""),
+        "unit": vocabulary.unit,
         **{name: None if token is None else vocabulary.text(token) for name, token in special.items()},
         "scores": {name: score_meaning(model.graph, name) for name in scores},
     }

@@ -5,7 +5,7 @@ An adapter prepares a Job as a Run: the very code that is checked is the code th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -28,8 +28,8 @@ class Job:
 
     ``feeds``: the inputs of one call; ``outputs``: those that are looked at. With ``steps`` each call is one step of a
     sequence: ``pairs`` {input: output} names the states that go from call to call, ``feeds`` has their first values.
-    ``greedy``: the largest of a step's outputs is the next step's token. ``folder``: a place for derived files;
-    ``loading``: what else this engine's load() is to be told.
+    ``next_token``: makes the next step's token of a step's output, where there is one. ``folder``: a place for derived
+    files; ``loading``: what else this engine's load() is to be told.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class Job:
     steps: bool = False
     pairs: Mapping[str, str] = field(default_factory=dict)
     constants: Arrays = field(default_factory=dict)
-    greedy: bool = False
+    next_token: Callable[[np.ndarray], int] | None = None
     batch: int = 1
     precision: str = "float32"
     threads: int = 1

@@ -7,6 +7,7 @@ In int8 the file is that of onnxruntime's own dynamic quantisation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import cycle, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,8 +30,8 @@ def prepare(name: str, job: Job) -> Run:
     bound = name == "onnxruntime_bound"
     if not job.steps:
         return BoundCall(job) if bound else Call(job)
-    if job.greedy:
-        return BoundTokens(job) if bound else Tokens(job)
+    if job.next_token is not None:
+        return BoundTokens(job, job.next_token) if bound else Tokens(job, job.next_token)
     return BoundStep(job) if bound else Step(job)
 
 
@@ -114,14 +115,18 @@ class Step(Fed):
 class Tokens(Step):
     """session.run, token and states fed back."""
 
+    def __init__(self, job: Job, choose: Callable[[np.ndarray], int]) -> None:
+        super().__init__(job)
+        self.choose = choose
+
     def loop(self, n: int) -> None:
         run, names, feeds, states = self.run, self.names, self.feeds, [*self.initial]
-        token = next(iter(self.data.values()))
+        token, choose = next(iter(self.data.values())), self.choose
         results = self.results
         for _ in repeat(None, n):
             results = run(names, feeds)
             feeds.update(zip(states, results[1:], strict=True))
-            token.fill(results[0].argmax())
+            token.fill(choose(results[0]))
         self.results = results
 
 
@@ -179,12 +184,16 @@ class BoundStep(Fed):
 class BoundTokens(BoundStep):
     """run_with_iobinding, the token written into its bound array."""
 
+    def __init__(self, job: Job, choose: Callable[[np.ndarray], int]) -> None:
+        super().__init__(job)
+        self.choose = choose
+
     def loop(self, n: int) -> None:
         run = self.opened.session.run_with_iobinding
-        token, logits = next(iter(self.data.values())), next(iter(self.outputs.values()))
+        token, logits, choose = next(iter(self.data.values())), next(iter(self.outputs.values())), self.choose
         for binding in islice(self.turns, n):
             run(binding)
-            token.fill(logits.argmax())
+            token.fill(choose(logits))
 
 
 class BoundCall(Fixed):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any, Final
 
 import numpy as np
 
 from ...errors import LstmEngineError
+from ...generation import Sampler
+from ...generation.tokens import TokenModel, Writer
 from ...model import Model, load
 from ...stream import Stream
-from . import Arrays, Fed, Fixed, Job, NotServedError, Run
+from . import Arrays, Fed, Fixed, Job, NotServedError, Run, drawing
 
 OPEN: Final = 10_000  # slots of a pool of which some make a step
 #: What load() calls the file's own precision.
@@ -38,10 +40,14 @@ def prepare(name: str, job: Job) -> Run:
             return Call(model, job)
         if lone:
             return Lone(model, job)
-        if job.batch > 1 and not job.greedy:
+        if job.batch > 1 and job.next_token is None:
             return Together(model, job)
         stream = model.stream(batch=job.batch)
-        if job.greedy:
+        if isinstance(job.next_token, drawing.Drawn):
+            if fresh:
+                raise NotServedError("a token is drawn in the call that makes its scores")
+            return Drawn(stream, job)
+        if job.next_token is not None:
             return (FreshTokens if fresh else Tokens)(stream, job)
         return (Fresh if fresh or len(stream.outputs) > 1 else Step)(stream, job)
     except LstmEngineError as fault:
@@ -171,6 +177,32 @@ class Tokens(Step):
         for _ in repeat(None, n):
             token = int(step(token, out=logits).argmax())
         self.token = token
+
+
+class Drawn:
+    """What le.generate(stream, token, sampler=…) iterates over: a step and the next token in one call."""
+
+    def __init__(self, stream: Stream, job: Job) -> None:
+        sampler = Sampler(drawing.TEMPERATURE, drawing.TOP_K, drawing.TOP_P, drawing.SEED)
+        self.stream, self.inputs = stream, [*job.data]
+        self.writer = Writer(TokenModel.of(stream), stream, sampler)
+        self._go_on_from(0)
+
+    def _go_on_from(self, token: int) -> None:
+        self.tokens = self.writer.drawn([token], frozenset())
+
+    def reset(self) -> None:
+        self.stream.reset()
+
+    def write(self, feeds: Arrays) -> None:
+        self._go_on_from(next(int(feeds[name].item()) for name in self.inputs))
+
+    def loop(self, n: int) -> None:
+        for _ in islice(self.tokens, n):
+            pass
+
+    def read(self) -> dict[str, np.ndarray]:
+        return {self.stream.outputs[0].name: self.writer.table.place.copy()}
 
 
 class FreshTokens(Tokens):

@@ -6,6 +6,7 @@ memory of NumPy arrays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import cycle, islice
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ def prepare(name: str, job: Job) -> Run:
         return Call(job)
     if not job.pairs:
         raise NotServedError("the file neither takes nor gives its state")
-    return Tokens(job) if job.greedy else Step(job)
+    return Step(job) if job.next_token is None else Tokens(job, job.next_token)
 
 
 def compile_model(job: Job, inputs: Arrays) -> Any:
@@ -103,11 +104,15 @@ class Step(Fed):
 class Tokens(Step):
     """request.infer(), the token written into its bound array."""
 
+    def __init__(self, job: Job, choose: Callable[[np.ndarray], int]) -> None:
+        super().__init__(job)
+        self.choose = choose
+
     def loop(self, n: int) -> None:
-        token, logits = next(iter(self.data.values())), next(iter(self.outputs.values()))
+        token, logits, choose = next(iter(self.data.values())), next(iter(self.outputs.values())), self.choose
         for request in islice(self.requests, n):
             request.infer()
-            token.fill(logits.argmax())
+            token.fill(choose(logits))
 
 
 class Call(Fixed):
