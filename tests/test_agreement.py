@@ -184,7 +184,7 @@ def test_agreement_is_what_the_card_says(
     stated = table(card, "misleading nouns")
     assert [float(cell) for cell in stated["the nearest noun's form"]] == [1, 0, 0, 0, 0]
     for distractors, cell in enumerate(stated[row]):
-        assert float(cell) >= 0.98
+        assert float(cell) >= 0.95
         assert measure.agreement(model, kinds, distractors, 120) >= float(cell) - 0.03
 
 
@@ -211,7 +211,7 @@ def test_the_units_of_the_card_carry_their_label(model: le.Model, measure: Any, 
     played = carriers.play(model, layer, found)
     correlation = carriers.correlations(*carriers.between(played.cells, found))
     assert np.argmax(np.abs(correlation)) in stated
-    assert carriers.play(model, layer, asked).right(asked).mean() >= 0.98
+    assert carriers.play(model, layer, asked).right(asked).mean() >= 0.95
     held = carriers.play(model, layer, asked, carriers.holding_units(stated, played, found))
     assert abs(held.right(asked).mean() - 0.5) < 0.12
     rest = np.argsort(-np.abs(correlation))[4 : 4 + len(stated)]
@@ -227,7 +227,7 @@ def test_number_is_found_without_being_told(model: le.Model, measure: Any, card:
     found = carriers.carriers(model, layer, questions, candidates=5, draws=3)
     assert found.right >= 0.98
     assert found.ablated[-1].right < 0.65
-    assert min(found.ablated[-1].others) > 0.9
+    assert min(found.ablated[-1].others) > 0.8
     stated = table(card[card.index("### What carries number") :], "held at their mean")
     assert str(found.units[0]) == stated["1"][0]
 
@@ -241,3 +241,15 @@ def test_the_labelled_texts_are_the_grammars(grammar: Any, measure: Any) -> None
         assert {"subject", "verb", "kept", "distractor"} <= set(text["role"])
         for a in text["agreements"]:
             assert words[a["word"]] == a["choices"][0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plural"), [("the boys near the car always", True), ("the boy near the cars always", False)]
+)
+def test_it_goes_on_in_words_that_agree(grammar: Any, model: le.Model, prompt: str, plural: bool) -> None:
+    forms = {form: bool(number) for verb in grammar.VERBS for number, form in enumerate(verb[:2])}
+    stream, right = model.stream(), 0
+    for seed in range(20):
+        text = "".join(le.generate(stream.fork(), prompt, max_tokens=1, sampler=le.Sampler(temperature=0.7, seed=seed)))
+        right += forms.get(text.strip()) == plural
+    assert right >= 18

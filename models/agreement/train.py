@@ -195,8 +195,8 @@ def figures(model: Agreement, record: Record, path: Path) -> str:
             f"Largest difference from PyTorch in onnxruntime: {verify(model, path):.1e}.",
             "### Training",
             f"LSTM of {model.lstm.hidden_size} units, seed {record.seed}, {record.updates:,} updates: {read / 1e6:.0f} "
-            f"million words read of {TRAIN_WORDS / 1e6:.0f} million; {record.bits:.3f} bits a word over the last "
-            f"updates; {record.minutes:.0f} minutes of a shared core. {len(grammar.words())} words; the tokens read "
+            f"million words read, of texts of {TRAIN_WORDS / 1e6:.0f} million; {record.bits:.3f} bits a word over the "
+            f"last updates; {record.minutes:.0f} minutes of a shared core. {len(grammar.words())} words; the tokens read "
             f"begin as `{hashlib.sha256(text.encode()).hexdigest()[:16]}`. Made with "
             f"{common.software('torch', 'onnx', 'onnxruntime')}.",
         ]
