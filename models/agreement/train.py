@@ -13,7 +13,9 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ EMBEDDING, HIDDEN = 24, 32
 ROWS, STEPS = 64, 48
 TRAIN_WORDS = 4_000_000
 PEAK_RATE, LAST_RATE, WARM_UP = 6e-3, 2e-5, 200
-BEGIN_ANEW = 0.03  # chance that a row's state becomes zero before a piece: the model knows an empty state too
+BEGIN_ANEW = 0.03  # chance that a row goes elsewhere after a piece, with an empty state
 
 State = tuple[Tensor, Tensor]
 
@@ -83,21 +85,34 @@ def rate_at(part: float, update: int) -> float:
     return cosine * min(1.0, (update + 1) / WARM_UP)
 
 
+def pieces(text: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of texts that rows read side by side, and 0 where a row's state begins anew, else 1.
+
+    Anew is at a sentence's first word: a stream that begins empty begins a sentence.
+    """
+    dice = torch.Generator().manual_seed(seed)
+    begins = 1 + torch.nonzero(text == grammar.words().index(grammar.END))[:-1, 0]
+    begins = begins[begins < len(text) - STEPS]
+    at, steps = begins[torch.randint(len(begins), (ROWS,), generator=dice)], torch.arange(STEPS + 1)
+    kept = torch.zeros(ROWS)
+    while True:
+        yield text[at[:, None] + steps], kept[None, :, None]
+        at = at + STEPS
+        anew = (torch.rand(ROWS, generator=dice) < BEGIN_ANEW) | (at >= len(text) - STEPS)
+        at = torch.where(anew, begins[torch.randint(len(begins), (ROWS,), generator=dice)], at)
+        kept = 1 - anew.float()
+
+
 def train(model: Agreement, record: Record, updates: int) -> None:
-    """Read the training texts side by side, from another place in every pass."""
+    """So many updates of the weights, the learning rate on a cosine."""
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     text = torch.from_numpy(corpus(f"train {record.seed}", TRAIN_WORDS))
-    dice, begin = torch.Generator().manual_seed(record.seed), time.monotonic()
-    state, at, mean = model.zero_state(ROWS), 0, 0.0
-    for update in range(updates):
-        if at + STEPS >= len(text) // ROWS or update == 0:
-            text = text.roll(int(torch.randint(len(text), (), generator=dice)))
-            rows, at = text[: len(text) // ROWS * ROWS].view(ROWS, -1), 0
-        kept = (torch.rand(ROWS, generator=dice) >= BEGIN_ANEW).float()[None, :, None]
+    begin, mean = time.monotonic(), 0.0
+    state = model.zero_state(ROWS)
+    for update, (piece, kept) in enumerate(islice(pieces(text, record.seed + record.updates), updates)):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(update / updates, update)
-        loss, state = train_step(model, optimizer, rows[:, at : at + STEPS + 1], (state[0] * kept, state[1] * kept))
-        at += STEPS
+        loss, state = train_step(model, optimizer, piece, (state[0] * kept, state[1] * kept))
         mean = loss if update == 0 else 0.995 * mean + 0.005 * loss
         if (update + 1) % 500 == 0:
             seconds, bits = time.monotonic() - begin, mean / math.log(2)
@@ -196,8 +211,8 @@ def figures(model: Agreement, record: Record, path: Path) -> str:
             "### Training",
             f"LSTM of {model.lstm.hidden_size} units, seed {record.seed}, {record.updates:,} updates: {read / 1e6:.0f} "
             f"million words read, of texts of {TRAIN_WORDS / 1e6:.0f} million; {record.bits:.3f} bits a word over the "
-            f"last updates; {record.minutes:.0f} minutes of a shared core. {len(grammar.words())} words; the tokens read "
-            f"begin as `{hashlib.sha256(text.encode()).hexdigest()[:16]}`. Made with "
+            f"last updates; {record.minutes:.0f} minutes of a shared core. {len(grammar.words())} words; the tokens "
+            f"read begin as `{hashlib.sha256(text.encode()).hexdigest()[:16]}`. Made with "
             f"{common.software('torch', 'onnx', 'onnxruntime')}.",
         ]
     )
