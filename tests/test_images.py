@@ -19,6 +19,7 @@ import pytest
 from cases import FEW, Case, LayerCase, NetCase, assert_same_bits, model_of, steps_of
 from processes import child
 
+import lstm_engine as le
 from lstm_engine import image, images
 from lstm_engine.encoding import Opcode
 from lstm_engine.image import Export, Image, Progress
