@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +9,7 @@ import numpy as np
 
 from .errors import InputError, StateError, listed
 from .feeds import bind_constants, described, fits, rows_of, shown, step_feeds
+from .locks import Lock
 from .passes.shapes import fold
 from .slots import Slots
 from .state import State
@@ -46,8 +44,7 @@ class StreamPool:
         (first, *others) = self.outputs
         single = not others and len(self.inputs) == 1 and self.together
         self._single = (known(first), np.dtype(first.dtype)) if single else None
-        self._lock = threading.Lock()
-        _pools.add(self)
+        self._lock = Lock()
 
     def __repr__(self) -> str:
         return f"StreamPool({len(self)} of {self.capacity} slots open, model {self.model.fingerprint[:12]})"
@@ -212,16 +209,3 @@ class StreamPool:
         if faults:
             raise InputError(listed("out", faults))
         return dict(named)
-
-
-_pools: Final[weakref.WeakSet[StreamPool]] = weakref.WeakSet()
-
-
-def _unlock_all() -> None:
-    """In a forked child, which has none of the threads that held a lock."""
-    for pool in _pools:
-        pool._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock_all)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "clipper")]
+sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "clipper"), str(HERE / "agreement")]
 
 import common  # noqa: E402
 import corpus  # noqa: E402
@@ -78,7 +78,16 @@ def digits(models: list[le.Model]) -> tuple[str, list[str]]:
     return "right, of 450", [str(int((model.run(x)["scores"].argmax(1) == y).sum())) for model in models]
 
 
+def agreement(models: list[le.Model]) -> tuple[str, list[str]]:
+    """Bits a word on the held-out texts."""
+    import measure
+
+    tokens = measure.tokens_of(measure.heldout_texts(), measure.vocabulary(models[0]))
+    return "bits a word", [f"{measure.bits_a_word(measure.read(model, tokens), tokens):.4f}" for model in models]
+
+
 MEASURES: dict[str, Callable[[list[le.Model]], tuple[str, list[str]]]] = {
+    "agreement": agreement,
     "char": character,
     "clipper": clipper,
     "digits": digits,

@@ -120,7 +120,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "snapshots": {*_VALUES, "engine", "feeds", "passes", "program", "state"},
     "stream": {*_VALUES, "engine", "images", "passes", "program", "snapshots", "state"},
     "together": {*_VALUES, "engine", "feeds", "images", "program", "slots", "snapshots", "state", "stream"},
-    "pool": {"errors", "feeds", "graph", "passes", "slots", "state", "together"},
+    "pool": {"errors", "feeds", "graph", "locks", "passes", "slots", "state", "together"},
     "calls": {*_VALUES, "engine", "program", "reference"},
     "pages": {"errors"},
     "trace": {*_VALUES, "calls", "pages", "passes", "program", "reference"},

@@ -397,11 +397,18 @@ before = [pool.state(slot) for slot in slots]
 expected = pool.step(slots, x)
 for slot, state in zip(slots, before):
     pool.restore(slot, state)
-pool._lock.acquire()
+import threading
+held, over = threading.Event(), threading.Event()
+def hold():
+    with pool._lock:
+        held.set()
+        over.wait()
+threading.Thread(target=hold).start()
+held.wait()
 child = os.fork()
 if child == 0:
     os._exit(0 if np.array_equal(pool.step(slots, x), expected) else 1)
-pool._lock.release()
+over.set()
 assert os.waitpid(child, 0)[1] == 0
 assert np.array_equal(pool.step(slots, x), expected)
 """

@@ -99,7 +99,12 @@ def test_rows_beyond_their_length_are_zeros() -> None:
         assert layer[part][4, 2].all()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+LESSER = [
+    pytest.param(precision, marks=pytest.mark.nightly) for precision in ("bfloat16", "int8")
+]  # images of their own
+
+
+@pytest.mark.parametrize("precision", ["float32", *LESSER])
 def test_precisions_and_threads(precision: str) -> None:
     case = NetCase(I=64, hidden=(128,), T=20, B=16, precision=precision, head="dense")
     feeds = case.feeds()

@@ -165,7 +165,8 @@ def _shares(
 ) -> dict[Any, Field]:
     """Into how many shares a step is cut, and room for what helpers make; ``operations``, ``pre_bytes``: of a row."""
     rows = _at_once(low, direction)
-    seconds = max(weight_bytes / BYTES_PER_SECOND, operations * rows / OPERATIONS_PER_SECOND)
+    products = operations * rows / low.weights.pace
+    seconds = max(weight_bytes / BYTES_PER_SECOND, products / OPERATIONS_PER_SECOND)
     parts = max(1, min(low.means.threads, blocks(units), int(seconds / SECONDS_A_SHARE)))
     if parts == 1:
         return {Lstm.PARTS: 1, Lstm.JOBS: -1, Lstm.STAGED: -1, Lstm.PRE_STAGED: -1}

@@ -16,7 +16,12 @@ SCALE_BYTES = 4
 
 
 class Form:
-    """Weights of the element type. A part is what one operand meets in a block of outputs: [K][G][16]."""
+    """Weights of the element type. A part is what one operand meets in a block of outputs: [K][G][16].
+
+    ``pace``: products that take the time of one of float32, roughly.
+    """
+
+    pace = 1
 
     def __init__(self, precision: str) -> None:
         self.precision = precision
@@ -54,6 +59,8 @@ class Half(Form):
 
 class Byte(Form):
     """int8 with a scale for each output: sums of weights, scales, groups of four weights of neighbouring k."""
+
+    pace = 4
 
     def part_bytes(self, depth: int, vectors: int) -> int:
         """As Form.part_bytes()."""
