@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -311,6 +311,16 @@ def traced(
 
     Raises InputError for feeds that do not fit, UnsupportedModelError where data decides which layers run.
     """
+    return recorder(graph, feeds, outputs, store, means)(feeds)
+
+
+def recorder(
+    graph: Graph, feeds: Mapping[str, np.ndarray], outputs: Sequence[TensorSpec], store: Store, means: Means
+) -> Callable[[Mapping[str, np.ndarray]], Trace]:
+    """What runs a network and traces it, any number of times, for feeds of these names, dtypes and shapes.
+
+    Raises as traced() does.
+    """
     arrays = completed(graph, feeds) if len(feeds) < len(graph.inputs) else dict(feeds)
     empty = [name for name, array in arrays.items() if 0 in array.shape]
     if empty:
@@ -324,11 +334,32 @@ def traced(
         raise InputError(f"feeds of {graph.origin} do not fit the network: {fault}") from fault
     absent = {name: array for name, array in arrays.items() if name not in feeds}
     names = tuple(spec.name for spec in outputs)
-    wanted = (*names, *(each.output for each in lowered.program.traces))
-    results = Call.prepare(lowered, [], arrays, absent, wanted).run(feeds)
-    layers = [_layer(each, results[each.output]) for each in lowered.program.traces]
+    traces = lowered.program.traces
+    call = Call.prepare(lowered, [], arrays, absent, (*names, *(each.output for each in traces)))
     ports = (*lowered.program.inputs, *lowered.program.outputs)
-    return Trace(layers, feeds, {name: results[name] for name in names}, _missing(graph, layers), ports)
+
+    def record(feeds: Mapping[str, np.ndarray]) -> Trace:
+        results = call.run(feeds)
+        layers = [_layer(each, results[each.output]) for each in traces]
+        return Trace(layers, feeds, {name: results[name] for name in names}, _missing(graph, layers), ports)
+
+    return record
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """The traces of calls that were a step each as one: a step a call. Layers that take several steps a call are left
+    out, and named."""
+    several = {
+        name: f"it takes {layer.shape[0]} steps in every call"
+        for name, layer in traces[0].items()
+        if layer.shape[0] > 1
+    }
+    layers = [
+        replace(layer, arrays={p: np.concatenate([trace[name][p] for trace in traces]) for p in layer.parts})
+        for name, layer in traces[0].items()
+        if name not in several
+    ]
+    return Trace(layers, {}, {}, {**traces[0].missing, **several})
 
 
 def _shown(layer: LayerTrace) -> pages.Layer:

@@ -615,7 +615,7 @@ def test_a_missing_shipped_model_is_named(
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("char", ["--text", "def f(x):"]), ("char", ["--prompt", "class ", "--length", "20"]), ("clipper", []), ("digits", [])],
+    [("char", ["--text", "def f(x):"]), ("char", ["--prompt", "class ", "--length", "20"]), ("clipper", []), ("digits", []), ("agreement", [])],
 )  # fmt: skip
 def test_explain_the_shipped_models(
     call: Callable[..., Done], name: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

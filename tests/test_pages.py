@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -26,6 +27,7 @@ from lstm_engine.pages.notes import note
 from lstm_engine.pages.packing import BYTE, LONG, WORD, packed, unpacked
 from lstm_engine.report.explain import Request, explained, read_csv
 from lstm_engine.report.inspect import described
+from lstm_engine.report.labelled import read_labelled
 from lstm_engine.report.picture import named_shapes, pictured
 from lstm_engine.trace import LayerTrace, Trace
 
@@ -356,6 +358,107 @@ def test_token_ids_without_a_vocabulary() -> None:
     assert shown.labels == [["1"], ["2"], ["8"]]
     assert shown.candidates is not None
     assert [step[0] for step in shown.candidates.follows] == ["2", "8", ""]
+
+
+def frame_model() -> le.Model:
+    """An LSTM that takes a frame a call, its states beside it."""
+    weights = {**random_weights(3, 4), "axis": np.array([0])}
+    inputs = ["steps", "W", "R", "B", "", "h0", "c0"]
+    model = make_model(
+        [
+            helper.make_node("Unsqueeze", ["x", "axis"], ["steps"]),
+            helper.make_node("LSTM", inputs, ["", "hn", "cn"], hidden_size=4, name="cell"),
+            helper.make_node("Squeeze", ["hn", "axis"], ["y"]),
+        ],
+        [("x", np.float32, [1, 3]), ("h0", np.float32, [1, 1, 4]), ("c0", np.float32, [1, 1, 4])],
+        [("y", np.float32, [1, 4]), ("hn", np.float32, [1, 1, 4]), ("cn", np.float32, [1, 1, 4])],
+        weights,
+    )
+    return le.load(model.SerializeToString())
+
+
+def test_a_model_of_frames_carries_its_states() -> None:
+    model = frame_model()
+    rows = np.random.default_rng(0).normal(size=(15, 3)).astype(np.float32)
+    shown = explained(model, Request(feeds=rows))
+    (layer,) = shown.layers
+    assert layer.arrays["c"].shape == (15, 1, 4)
+    stream = model.stream()
+    outputs = np.stack([stream.step(row[None]).reshape(-1) for row in rows])
+    assert np.array_equal(layer.arrays["h"][:, 0], outputs)
+    assert np.array_equal(np.stack([signal.values[:, 0] for signal in shown.outputs], axis=1), outputs)
+    assert np.array_equal(np.stack([signal.values[:, 0] for signal in shown.inputs], axis=1), rows)
+    assert len(explained(model, Request(length=7)).layers[0].arrays["c"]) == 7
+    with pytest.raises(le.InputError, match="rows of 3 numbers, one for each frame"):
+        explained(model, Request(feeds=rows[:, :2]))
+
+
+# --- labelled texts -------------------------------------------------------------------------------------------------
+
+
+def test_the_story_of_the_agreement_model() -> None:
+    """Its page shows what the network did: what carries number, and where it is written, kept and lost."""
+    folder = MODELS / "agreement"
+    model, labelled = le.load(folder / "agreement.onnx"), read_labelled(folder / "labelled.json")
+    shown = explained(model, Request(labelled=labelled))
+    page = parsed(walk.page(shown))
+    assert [track["name"] for track in page.data["tracks"]] == ["number", "gender", "role"]
+    assert [step[0] for step in shown.labels or []] == list(labelled.words)
+    findings = {finding.heading: finding for finding in shown.findings}
+    assert list(findings) == ["What carries number", "What carries gender"]
+    number = findings["What carries number"]
+    untouched, chance, held, others = map(float, re.findall(r"([\d.]+)%", number.paragraphs[1])[:4])
+    assert untouched > 95
+    assert abs(held - chance) < 15
+    assert others > held + 25
+    head, *rows = number.table
+    unit = rows[0][0]
+    table = {row[1]: dict(zip(head, row, strict=True)) for row in rows if row[0] == unit}
+
+    def apart(place: str) -> float:
+        singular, plural = (float(table[place][f"c, {value}"].replace("−", "-")) for value in ("singular", "plural"))
+        return abs(singular - plural)
+
+    assert apart("the last word before the one that agrees") > apart("the word before the subject")
+    (layer,) = shown.layers
+    assert len(number.jumps) == 10
+    for jump in number.jumps:
+        assert jump.unit == int(unit)
+        told = float(jump.text.replace("−", "-").rsplit(" ", 1)[1])
+        assert told == pytest.approx(layer.arrays["c"][jump.step, 0, jump.unit], abs=0.0051)
+
+
+def test_what_is_no_labelled_text(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    good = {"text": "a b", "number": ["x", ""], "agreements": [{"kind": "verb", "subject": 0, "word": 1}]}
+    entry = {"text": "a b", "told": 0, "label": True, "choices": ["a", "b"]}
+    for content, told in (
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ([], "expected"),
+        ({"texts": []}, "one or more texts"),
+        ({"texts": [3]}, "text 0: expected an object"),
+        ({"texts": [{**good, "number": ["x"]}]}, "'number': expected 2 labels"),
+        ({"texts": [{**good, "number": [1, 2]}]}, "'number': expected 2 labels"),
+        ({"texts": [{**good, "agreements": [{"kind": "verb", "subject": 0, "word": 2}]}]}, "places of words"),
+        ({"texts": [{**good, "agreements": {}}]}, "places of words"),
+        ({"texts": [good], "questions": []}, "expected an object"),
+        ({"texts": [good], "questions": {"number": [{**entry, "told": "0"}]}}, "questions of 'number'"),
+        ({"texts": [good], "questions": {"number": [entry, {**entry, "choices": ["a"]}]}}, "questions of 'number'"),
+        ({"texts": [good], "questions": {"number": []}}, "questions of 'number'"),
+    ):
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        with pytest.raises(le.InputError, match=told):
+            read_labelled(path)
+    path.write_text(json.dumps({"texts": [good, good], "questions": {"number": [entry]}}), encoding="utf-8")
+    read = read_labelled(path)
+    assert read.words == ("a", "b", "a", "b")
+    assert [(a.subject, a.word) for a in read.agreements] == [(0, 1), (2, 3)]
+    model = le.load(MODELS / "agreement" / "agreement.onnx")
+    with pytest.raises(le.InputError, match="'b' not in the vocabulary"):
+        explained(model, Request(labelled=read))
+    with pytest.raises(le.InputError, match="reads no words"):
+        explained(le.load(CLIPPER), Request(labelled=read))
 
 
 # --- inspect --html -------------------------------------------------------------------------------------------------

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ..errors import InputError, listed
+from ..errors import InputError, LstmEngineError, listed
 from ..generation import Sampler, Vocabulary, generate, score_meaning
 from ..pages.walk import Candidates, Signal, Walk
 from ..program.plan import lower_run, probe_shapes
 from ..program.program import Port
+from ..trace import Trace, joined, recorder
 from .labelled import Labelled, findings
 
 if TYPE_CHECKING:
     from ..graph import TensorSpec
     from ..model import Model
-    from ..trace import Trace
 
 LENGTH: Final = 200  # steps, where nothing else says how many
 _TEMPERATURE: Final = 0.7
 _SHOWN: Final = 8  # candidates a step
+_MADE_UP: Final = "These readings are made up: waves that swell, rest and return. --input shows your own."
 _PERIODS: Final = (23, 37, 61, 11)  # steps, of the made-up signals
 
 
@@ -53,12 +54,16 @@ def explained(model: Model, request: Request) -> Walk:
     if request.labelled is not None:
         return _with_labels(model, request, request.labelled, vocabulary, tokens)
     if request.feeds is not None:
+        if by_frames(model) and not isinstance(request.feeds, Mapping):
+            return _page_of_frames(model, request)
         feeds = _as_feeds(model, request.feeds)
     elif tokens is not None and vocabulary is not None:
         ids, notes = _ids(model, vocabulary, request)
         feeds = {tokens.name: _shaped(model, tokens, np.array(ids)[:, None])}
     else:
         _refuse_words(model, request, vocabulary)
+        if by_frames(model):
+            return _page_of_frames(model, request)
         feeds, notes = _made_up(model, request.length)
     trace = model.trace(feeds)
     return _with_tokens(_page_of(model, trace, request, notes), model, trace, vocabulary, tokens)
@@ -130,10 +135,14 @@ def _made_up(model: Model, length: int) -> tuple[dict[str, np.ndarray], list[str
                 f"{model.graph.origin}: nothing can be made up for '{spec}'; give arrays with --input in.npz"
                 " (or an input that never changes with --constants)"
             )
+        if _port(model, spec).time is None:
+            sizes = [size if isinstance(size, int) else 1 for size in spec.shape or ()]
+            feeds[spec.name] = _waves(math.prod(sizes[:-1]), sizes[-1] if sizes else 1).reshape(sizes)
+            continue
         time, width = _form(model, spec)
         steps = spec.shape[time] if spec.shape is not None and isinstance(spec.shape[time], int) else length
         feeds[spec.name] = _shaped(model, spec, _waves(int(steps or length), width))
-    return feeds, ["These readings are made up: waves that swell, rest and return. --input shows your own."]
+    return feeds, [_MADE_UP]
 
 
 def _waves(steps: int, width: int) -> np.ndarray:
@@ -161,18 +170,19 @@ def _as_feeds(model: Model, given: Any) -> Any:
 
 
 def _port(model: Model, spec: TensorSpec) -> Port:
-    """How an input's axes lie: which is time, which are the batch."""
-    lowered = lower_run(model.graph, probe_shapes(model.graph), model.store, model.means)
-    port = next((port for port in lowered.program.inputs if port.name == spec.name), None)
-    if port is None or port.time is None:
-        raise InputError(f"'{spec}': it has no axis that is time, so rows are not its steps; give arrays in an .npz")
-    return port
+    """How an input's axes lie: which is time, which are the batch. Raises InputError where that cannot be told."""
+    try:
+        lowered = lower_run(model.graph, probe_shapes(model.graph), model.store, model.means)
+    except LstmEngineError as fault:
+        raise InputError(f"'{spec}': what fits it cannot be told ({fault}); give arrays with --input in.npz") from fault
+    return next(port for port in lowered.program.inputs if port.name == spec.name)
 
 
 def _form(model: Model, spec: TensorSpec) -> tuple[int, int]:
     """The axis that is time, and how many numbers a step has."""
     port = _port(model, spec)
-    assert port.time is not None
+    if port.time is None:
+        raise InputError(f"'{spec}': it has no axis that is time, so rows are not its steps; give arrays in an .npz")
     sizes = [size for axis, size in enumerate(spec.shape or ()) if axis != port.time and axis not in port.batch]
     open_sizes = [size for size in sizes if not isinstance(size, int)]
     if open_sizes:
@@ -193,6 +203,52 @@ def _shaped(model: Model, spec: TensorSpec, rows: np.ndarray) -> np.ndarray:
     front = (time, *port.batch, *rest)
     array = repeated.reshape(len(rows), *batch, *sizes)
     return np.ascontiguousarray(np.moveaxis(array, range(len(front)), front), spec.dtype)
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+
+def by_frames(model: Model) -> bool:
+    """Whether a call is one step: one input of real numbers without an axis that is time, and states to carry on."""
+    data = _data_inputs(model)
+    if len(data) != 1 or data[0].dtype.kind != "f" or not model.states:
+        return False
+    return all(isinstance(size, int) for size in (data[0].shape or ())[1:]) and _port(model, data[0]).time is None
+
+
+def _page_of_frames(model: Model, request: Request) -> Walk:
+    """The page of a model that takes a frame a call: its states carried from each call to the next."""
+    (spec,) = _data_inputs(model)
+    frame = [size if isinstance(size, int) else 1 for size in spec.shape or ()]
+    width = math.prod(frame)
+    rows = _waves(request.length, width) if request.feeds is None else np.asarray(request.feeds)
+    rows = rows.reshape(len(rows), -1)
+    if rows.shape[1] != width or not len(rows):
+        raise InputError(f"'{spec}': expected rows of {width} numbers, one for each frame, got {list(rows.shape)}")
+    frames = rows.reshape(len(rows), *frame).astype(spec.dtype)
+    traces = list(_frames(model, spec.name, frames))
+    outputs = [name for name in traces[0].outputs if name not in dict(model.states).values()]
+    walk = _page_of(model, joined(traces), request, [_MADE_UP] if request.feeds is None else [])
+    results = {name: np.stack([trace.outputs[name] for trace in traces]) for name in outputs}
+    curves = [signal for name, values in results.items() for signal in _columns(name, values)]
+    return replace(walk, inputs=_columns(spec.name, rows), outputs=curves)
+
+
+def _frames(model: Model, name: str, frames: np.ndarray) -> Iterator[Trace]:
+    """The trace of each call, its states those that the call before left."""
+    first = model.trace({name: frames[0]})
+    record = recorder(model.graph, first.feeds, model.outputs, model.store, model.means)
+    trace = first
+    for frame in frames:
+        carried = {} if trace is first else {source: trace.outputs[target] for source, target in model.states}
+        trace = record({**first.feeds, **carried, name: frame})
+        yield trace
+
+
+def _columns(name: str, values: np.ndarray) -> list[Signal]:
+    """The curves of an array [T, …] of one row."""
+    flat = values.reshape(len(values), -1)
+    return [Signal(name if flat.shape[1] == 1 else f"{name}[{k}]", flat[:, k : k + 1]) for k in range(flat.shape[1])]
 
 
 def read_csv(path: Path) -> np.ndarray:
