@@ -22,6 +22,7 @@ import lstm_engine as le
 from lstm_engine.pages import diagram, walk
 from lstm_engine.report.explain import Request, explained
 from lstm_engine.report.inspect import described
+from lstm_engine.report.labelled import read_labelled
 from lstm_engine.report.picture import pictured
 from lstm_engine.trace import LayerTrace, Trace
 
@@ -64,12 +65,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "rnn": walk.page(model_of(LayerCase(op="RNN")).trace(LayerCase(op="RNN").feeds()).walk()),
         "large": walk.page(large().walk()),
         "hostile": walk.page(hostile().walk(labels=["<b>x</b>", "\n", "\u202e", "</script>"], title="<i>a</i>")),
+        "agreement": walk.page(agreement()),
         "network": diagram.page(pictured(char, described(char))),
         "whole": diagram.page(pictured(digits, described(digits))),
     }
     for name, html in written.items():
         (folder / f"{name}.html").write_text(html, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in written}
+
+
+def agreement() -> walk.Walk:
+    folder = MODELS / "agreement"
+    return explained(le.load(folder / "agreement.onnx"), Request(labelled=read_labelled(folder / "labelled.json")))
 
 
 def large() -> Trace:
@@ -233,14 +240,16 @@ def test_candidates_at_a_step(opened: Any, char_trace: Trace) -> None:
     assert f"‘{TEXT[4]}’ came" in page.inner_text("#came")
 
 
-@pytest.mark.parametrize("name", ["char", "digits", "readings", "gru", "rnn", "large", "hostile", "network", "whole"])
+@pytest.mark.parametrize(
+    "name", ["char", "digits", "readings", "gru", "rnn", "agreement", "large", "hostile", "network", "whole"]
+)
 def test_a_phone_scrolls_one_way_only(opened: Any, name: str) -> None:
     page = opened(name, PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["char", "readings", "gru", "rnn", "network", "whole"])
+@pytest.mark.parametrize("name", ["char", "readings", "gru", "rnn", "agreement", "network", "whole"])
 def test_everybody_can_read_it(opened: Any, name: str, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     for size in (SCREEN, PHONE):
@@ -302,6 +311,19 @@ def test_other_cells_show_their_own_parts(opened: Any, name: str, parts: str) ->
     shown = [b.inner_text() for b in page.query_selector_all("#heat .name b[class]")]
     assert shown == list(parts)
     assert len(page.query_selector_all(".phase")) == len(parts)
+
+
+def test_the_page_begins_at_what_was_found(opened: Any) -> None:
+    shown, page = agreement(), opened("agreement")
+    for finding, box in zip(shown.findings, page.query_selector_all(".finding"), strict=True):
+        assert box.query_selector("h2").inner_text() == finding.heading
+        assert len(box.query_selector_all("tbody tr")) == len(finding.table) - 1
+        for jump, button in zip(finding.jumps, box.query_selector_all("button"), strict=True):
+            button.click()
+            assert page.inner_text("#which").startswith(f"Unit {jump.unit} at step {jump.step + 1} ")
+    (number, *_), page = shown.findings, opened("agreement")
+    assert page.inner_text("#which").startswith(f"Unit {number.jumps[0].unit} at step {number.jumps[0].step + 1} ")
+    assert shown.tracks[0].values[number.jumps[0].step] in page.inner_text("#hovered")
 
 
 def test_names_that_mean_harm_do_none(opened: Any) -> None:

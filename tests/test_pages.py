@@ -190,6 +190,8 @@ def test_large_runs_take_less_room_and_say_what_is_left_out(monkeypatch: pytest.
     trace = trace_of(20, 2, 4)
     parts = page_of(trace, tmp_path).data["layers"][0]["parts"]
     assert {part: packing["b"] for part, packing in parts.items()} == {**dict.fromkeys("figoh", BYTE), "c": WORD}
+    assert {parts[part]["d"] for part in "figoh"} == {2}
+    assert "told to two digits" in page_of(trace, tmp_path).text("p")
     monkeypatch.setattr(walk, "MOST_VALUES", 6 * 4 * 12)
     page = page_of(trace, tmp_path)
     assert (page.data["rows"], page.data["steps"]) == (1, 12)
@@ -421,7 +423,7 @@ def test_the_story_of_the_agreement_model() -> None:
 
     assert apart("the last word before the one that agrees") > apart("the word before the subject")
     (layer,) = shown.layers
-    assert len(number.jumps) == 10
+    assert 5 < len(number.jumps) <= 10
     for jump in number.jumps:
         assert jump.unit == int(unit)
         told = float(jump.text.replace("−", "-").rsplit(" ", 1)[1])
