@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "gru": walk.page(gru.trace(LayerCase(op="GRU", H=6, T=12).feeds()).walk()),
         "rnn": walk.page(model_of(LayerCase(op="RNN")).trace(LayerCase(op="RNN").feeds()).walk()),
         "large": walk.page(large().walk()),
-        "hostile": walk.page(hostile().walk(labels=["<b>x</b>", "\n", "\u202e", "</script>"], title="<i>a</i>")),
+        "hostile": walk.page(hostile()),
         "agreement": walk.page(agreement()),
         "network": diagram.page(pictured(char, described(char))),
         "whole": diagram.page(pictured(digits, described(digits))),
@@ -86,10 +87,23 @@ def large() -> Trace:
     return Trace([LayerTrace("large", "LSTM", arrays, False, ("Sigmoid", "Tanh", "Tanh"))], {}, {}, {})
 
 
-def hostile() -> Trace:
-    name = '"><img src=x onerror="document.title=1"><script>document.title=1</script>'
+HARM = '"><img src=x onerror="document.title=1"></td></script><script>document.title=1</script>'
+
+
+def hostile() -> walk.Walk:
+    """A page whose every text means harm."""
     arrays = {part: np.full((4, 1, 2), 0.25, np.float32) for part in "figoch"}
-    return Trace([LayerTrace(name, "LSTM", arrays, False, (name,) * 3)], {}, {}, {name: name})
+    trace = Trace([LayerTrace(HARM, "LSTM", arrays, False, (HARM,) * 3)], {}, {}, {HARM: HARM})
+    chances = np.full((4, 1, 2), 0.5)
+    return replace(
+        trace.walk(labels=["<b>x</b>", "\n", "\u202e", HARM], title="<i>a</i>"),
+        about=[(HARM, HARM)],
+        notes=[HARM],
+        inputs=[walk.Signal(HARM, chances[:, :, 0])] * 2,
+        tracks=[walk.Track(HARM, [HARM] * 4)],
+        candidates=walk.Candidates([[[HARM] * 2]] * 4, chances, [[HARM]] * 4, chances[:, :, 0]),
+        findings=[walk.Finding(HARM, [HARM], [[HARM], [HARM]], [walk.Jump(HARM, 3, HARM, 1)])],
+    )
 
 
 @pytest.fixture
@@ -331,6 +345,9 @@ def test_names_that_mean_harm_do_none(opened: Any) -> None:
     assert page.title() == "<i>a</i>"
     for step in range(4):
         page.fill("#step", str(step))
+    page.click(".finding button")
     assert page.query_selector("img") is None
+    assert page.inner_text(".finding h2") == HARM
+    assert page.inner_text("#next .word") == HARM
     assert page.title() == "<i>a</i>"
     assert "<b>x</b>" in page.inner_text("#reading")
