@@ -306,6 +306,7 @@ def test_readings_are_made_up_where_there_are_none() -> None:
 def test_readings_in_every_form(tmp_path: Path) -> None:
     model = le.load(CLIPPER)
     rows = np.linspace(-1, 1, 20, dtype=np.float32)[:, None]
+    assert explained(model, Request(feeds=np.float32(3))).layers[0].arrays["c"].shape == (1, 1, 24)
     forms = [rows, rows[:, 0], rows[:, None], {"x": rows[:, None]}, {"anything": rows}]
     expected = model.trace({"x": rows[:, None]})["/lstm/LSTM"].c
     for form in forms:
@@ -315,6 +316,14 @@ def test_readings_in_every_form(tmp_path: Path) -> None:
     shown = explained(batch_first, Request(feeds=picture)).layers[0].arrays["c"]
     expected = next(iter(batch_first.trace({"rows": picture[None]}).values())).c
     assert np.array_equal(shown, expected)
+
+
+def test_token_ids_in_every_form(char: le.Model) -> None:
+    ids = np.array([5, 9, 40, 7])
+    for form in (ids, ids[:, None], ids[None], {"tokens": ids[None]}):
+        shown = explained(char, Request(feeds=form))
+        assert shown.layers[0].arrays["c"].shape == (4, 1, 256)
+        assert [step[0] for step in shown.labels or []] == [json.loads(char.metadata["vocabulary"])[k] for k in ids]
 
 
 def test_csv(tmp_path: Path) -> None:
