@@ -177,13 +177,26 @@ def inspect(
     batch: Annotated[int, typer.Option(min=1, help="Rows of the stream whose program is shown.")] = 1,
     timed: Annotated[bool, typer.Option("--time", help="Measure each instruction instead of estimating it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page with a picture of the network; measures too."),
+    ] = None,
 ) -> None:
     """Show a model: inputs, outputs, states, and the program that runs it."""
+    if page is not None:
+        if as_json:
+            raise typer.BadParameter("--html and --json exclude each other")
+        _check_folder(page)
     loaded = options.load(model)
     from .report.inspect import described, printed
 
-    description = described(loaded, batch, timed)
-    if as_json:
+    description = described(loaded, batch, timed or page is not None)
+    if page is not None:
+        from .pages import diagram
+        from .report.picture import pictured
+
+        _write_page(page, diagram.page(pictured(loaded, description)))
+    elif as_json:
         print(json.dumps(description, indent=2, ensure_ascii=False))
     else:
         printed(description, console())
@@ -309,6 +322,55 @@ def warm_up(
     if missing:
         fail(f"compiled for {', '.join(missing)}, but {folder} could not be written, or others can write to it")
     print(f"{', '.join(wanted)}: ready in {folder}")
+
+
+# --- explain ---------------------------------------------------------------------------------------------------------
+
+
+@_command("explain")
+def explain(
+    model: ModelPath,
+    options: _Options,
+    text: Annotated[str | None, typer.Option(help="Text that the model reads.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text that the model goes on from; default: nothing before it.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", "-i", help="Readings: .npz, .npy, or .csv with a step a line.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Labelled text (.json); default: labelled.json beside MODEL, if there is one.")
+    ] = None,
+    length: Annotated[int, typer.Option(min=1, help="Steps, where neither text nor readings say.")] = 200,
+    layer: Annotated[list[str] | None, typer.Option(help="Show only this layer; repeatable.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page to write; default: MODEL.explain.html, here.")
+    ] = None,
+) -> None:
+    """Write a page that shows what the gates did with a text or with readings, step by step."""
+    given = sum(one is not None for one in (text, prompt, source, labels))
+    if given > 1:
+        raise typer.BadParameter("--text, --prompt, --input and --labels exclude each other")
+    page = Path(f"{model.stem}.explain.html") if target is None else target
+    _check_folder(page)
+    from .pages import walk
+    from .report.explain import Request, explained, read_csv
+    from .report.labelled import BESIDE, read_labelled
+
+    beside = model.parent / BESIDE
+    place = beside if not given and beside.is_file() else labels
+    labelled = None if place is None else read_labelled(place)
+    feeds = None if source is None else read_csv(source) if source.suffix == ".csv" else _read_arrays(source)
+    loaded = options.load(model)
+    with waiting("running"):
+        shown = explained(loaded, Request(text, prompt, length, feeds, layer or (), labelled))
+    _write_page(page, walk.page(shown))
+
+
+def _write_page(path: Path, page: str) -> None:
+    with _replacing(path) as file:
+        file.write(page.encode())
+    say(f"wrote {path}: {path.stat().st_size:,} bytes")
 
 
 # --- run -------------------------------------------------------------------------------------------------------------

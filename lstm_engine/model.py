@@ -19,6 +19,7 @@ from .feeds import bind_constants, converted, name_faults, shape_faults, with_ze
 from .formats import read
 from .graph import Graph, Node
 from .locks import Lock
+from .pages.notes import note
 from .passes.check import check
 from .passes.cut import cut, resolved
 from .passes.modernise import modernise
@@ -141,6 +142,19 @@ class Model:
     def __repr__(self) -> str:
         ins, outs = "; ".join(map(str, self.inputs)), "; ".join(map(str, self.outputs))
         return f"Model({self.graph.origin}: {ins} → {outs})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = [("input", spec.name, spec) for spec in self.inputs] + [
+            ("output", spec.name, spec) for spec in self.outputs
+        ]
+        carried = dict(self.states)
+        held = {**carried, **{target: source for source, target in carried.items()}}
+        lines = [
+            (kind, name, str(spec)[len(name) + 2 :], f"state, with {held[name]}" if name in held else "")
+            for kind, name, spec in rows
+        ]
+        return note(f"Model {self.graph.origin}, {self.precision}", ("", "name", "what", ""), lines)
 
     @property
     def element(self) -> str:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from .calls import Call
 from .errors import InputError, ModelFormatError, UnsupportedModelError
 from .graph import Graph, TensorSpec
+from .pages import walk as pages
+from .pages.notes import note
 from .passes.shape_rules import DataDependentError
 from .program.packing import LANES, Store, blocks
 from .program.plan import lower_run
-from .program.program import Means, Traced
+from .program.program import Means, Port, Traced
 from .reference import completed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: What is kept of a layer, by operator, in the order it is shown: names of the equations (ONNX LSTM, GRU, RNN).
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -27,6 +33,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 GATES: Final = frozenset("fiozr")  # between 0 and 1 with the usual activations
 EDGE: Final = 0.05  # a gate nearer than this to 0 or 1 is shut or open
 STILL: Final = 1e-3  # a unit that stays within this range is dead
+TITLE: Final = "What the gates did"
 Path = str | os.PathLike[str]
 
 
@@ -36,12 +43,15 @@ class LayerTrace:
 
     ``op`` LSTM: ``f``, ``i``, ``o`` the gates after their activations, ``g`` the candidate, ``c`` the cell state after
     the step, ``h`` = o∘tanh(c) (before a projection). GRU: ``z`` and ``r`` the gates, ``n`` the candidate, ``h``. RNN:
-    ``h``. Each [T,B,H] in the network's type; a layer that runs backwards has its steps in the order of the input.
+    ``h``. Each [T,B,H] in the network's type; a layer that runs ``backwards`` has its steps in the order of the input.
+    ``functions``: of its gates, by ONNX's names and in its order.
     """
 
     name: str
     op: str
     arrays: Mapping[str, np.ndarray]
+    backwards: bool = False
+    functions: tuple[str, ...] = ()
 
     def __getattr__(self, part: str) -> np.ndarray:
         arrays = self.__dict__.get("arrays", {})
@@ -70,14 +80,25 @@ class LayerTrace:
         if self.op == "LSTM":
             written: np.ndarray = np.abs(self.i * self.g)
             return written
-        return np.abs(np.diff(self.h, axis=0, prepend=np.zeros_like(self.h[:1])))
+        changed: np.ndarray = np.abs(self.h - self.before("h"))
+        return changed
 
     @property
     def forgotten(self) -> np.ndarray:
-        """How much of its memory each unit gave up at each step, [T,B,H]: |(1 - f)∘c before| of an LSTM."""
-        before = np.concatenate([np.zeros_like(self.c[:1]), self.c[:-1]])
-        given_up: np.ndarray = np.abs((1 - self.f) * before)
+        """How much of its memory each unit gave up at each step, [T,B,H]: |(1 - f)∘c before|, GRU |(1 - z)∘h before|.
+
+        Raises AttributeError of a plain RNN, which has no gate that keeps anything.
+        """
+        kept, memory = (self.z, "h") if self.op == "GRU" else (self.f, "c")
+        given_up: np.ndarray = np.abs((1 - kept) * self.before(memory))
         return given_up
+
+    def before(self, part: str) -> np.ndarray:
+        """A part as the layer left it one step before, [T,B,H]; zeros at the step that it reads first."""
+        values = self[part]
+        none = np.zeros_like(values[:1])
+        ordered = [values[1:], none] if self.backwards else [none, values[:-1]]
+        return np.concatenate(ordered)
 
     def statistics(self) -> Mapping[str, np.ndarray]:
         """Of each unit, over all steps and rows.
@@ -123,9 +144,11 @@ class Trace(Mapping[str, LayerTrace]):
         feeds: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
         missing: Mapping[str, str],
+        ports: Sequence[Port] = (),
     ) -> None:
         self._layers = {layer.name: layer for layer in layers}
         self.feeds, self.outputs, self.missing = dict(feeds), dict(outputs), dict(missing)
+        self._ports = {port.name: port for port in ports}
 
     def __getitem__(self, layer: str) -> LayerTrace:
         if layer not in self._layers:
@@ -153,6 +176,133 @@ class Trace(Mapping[str, LayerTrace]):
         with open(path, "wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
+    def over_time(self, name: str) -> np.ndarray | None:
+        """A feed or output as [T,B,width], None where it has no axis that is time."""
+        array = self.feeds.get(name, self.outputs.get(name))
+        port = self._ports.get(name)
+        if array is None or port is None or port.time is None:
+            return None
+        front = (port.time, *port.batch)
+        rows = np.moveaxis(array, front, range(len(front)))
+        rows = rows.reshape(array.shape[port.time], math.prod(array.shape[axis] for axis in port.batch), -1)
+        return np.ascontiguousarray(rows)
+
+    def walk(
+        self, layers: Sequence[str] | None = None, labels: Sequence[str] | None = None, title: str = TITLE
+    ) -> pages.Walk:
+        """What html() writes, before it is a page: a value that can be added to.
+
+        ``layers``: their names, None for all that have as many steps and rows as the first. ``labels``: a text for
+        every step; without, token ids are theirs where ids were fed.
+
+        Raises InputError for an unknown layer, layers of different lengths, or a wrong number of labels.
+        """
+        chosen, notes = self._alike(layers)
+        steps, rows = chosen[0].shape[:2] if chosen else (0, 0)
+        if labels is not None and len(labels) != steps:
+            raise InputError(f"trace: expected {steps} labels, one for each step, got {len(labels)}")
+        words = [[text] * rows for text in labels] if labels is not None else self._ids(steps, rows)
+        notes += [f"There is no record of layer '{name}': {why}." for name, why in self.missing.items()]
+        about = [("layers", str(len(chosen))), ("steps", f"{steps:,}")] + ([("rows", f"{rows:,}")] if rows > 1 else [])
+        return pages.Walk(
+            title,
+            about,
+            [_shown(layer) for layer in chosen],
+            words,
+            joined=False,
+            inputs=self._signals(self.feeds, steps, rows),
+            outputs=self._signals(self.outputs, steps, rows),
+            notes=notes,
+        )
+
+    def html(
+        self,
+        path: Path,
+        *,
+        layers: Sequence[str] | None = None,
+        labels: Sequence[str] | None = None,
+        title: str = TITLE,
+    ) -> None:
+        """Write one HTML file that shows gates, cell states and outputs, step by step and unit by unit.
+
+        Arguments as for walk(). It needs no network.
+        """
+        page = pages.page(self.walk(layers, labels, title))
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            file.write(page)
+
+    def plot(
+        self,
+        path: Path | None = None,
+        *,
+        layer: str | None = None,
+        row: int = 0,
+        labels: Sequence[str] | None = None,
+    ) -> Figure:
+        """Draw a layer's gates, cell state and output as heatmaps of units over time, with matplotlib.
+
+        ``layer``: its name, None for the first; ``row`` of the batch; ``labels``: a text for every step. ``path``:
+        where to write, by its ending a picture or a PDF; the figure is returned either way.
+
+        Raises InputError for what is not there; LstmEngineError where matplotlib is not installed.
+        """
+        from .pages.figures import heatmaps
+
+        if not self._layers:
+            raise InputError("plot: the trace has no layer")
+        shown = self[next(iter(self)) if layer is None else layer]
+        steps, rows, _ = shown.shape
+        if not 0 <= row < rows:
+            raise InputError(f"plot: there are rows 0 to {rows - 1}, got {row}")
+        if labels is not None and len(labels) != steps:
+            raise InputError(f"plot: expected {steps} labels, one for each step, got {len(labels)}")
+        heading = f"{shown.name} ({shown.op}, {shown.shape[2]} units)"
+        gates = [part for part in shown.parts if part in GATES]
+        figure = heatmaps(heading, {part: shown[part][:, row] for part in shown.parts}, gates, labels)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = []
+        for layer in self.values():
+            memory = layer.statistics().get("memory")
+            steps = "" if memory is None else f"{float(np.median(memory)):.1f}"
+            rows.append((layer.name, layer.op, *layer.shape, " ".join(layer.parts), steps))
+        columns = ("layer", "kind", "steps", "rows", "units", "parts", "median memory in steps")
+        return note("Trace", columns, rows)
+
+    def _alike(self, names: Sequence[str] | None) -> tuple[list[LayerTrace], list[str]]:
+        """The layers to show together, and what to say of the others."""
+        asked = list(self.values()) if names is None else [self[name] for name in names]
+        alike = [layer for layer in asked if layer.shape[:2] == asked[0].shape[:2]]
+        others = [layer for layer in asked if layer.shape[:2] != asked[0].shape[:2]]
+        described = [f"'{layer.name}' has {layer.shape[0]} steps of {layer.shape[1]} rows" for layer in others]
+        if described and names is not None:
+            first = f"'{asked[0].name}' has {asked[0].shape[0]} steps of {asked[0].shape[1]} rows"
+            raise InputError(f"trace: layers of different lengths cannot be shown together: {first}, {described[0]}")
+        return alike, [f"Not shown: layer {text}." for text in described]
+
+    def _ids(self, steps: int, rows: int) -> list[list[str]] | None:
+        """Token ids as texts [T][B], where ids were fed."""
+        for name, array in self.feeds.items():
+            fed = self.over_time(name)
+            if array.dtype.kind in "iu" and fed is not None and fed.shape == (steps, rows, 1):
+                return [[str(token) for token in step] for step in fed[:, :, 0].tolist()]
+        return None
+
+    def _signals(self, arrays: Mapping[str, np.ndarray], steps: int, rows: int) -> list[pages.Signal]:
+        """The curves of all arrays of floats that are as long as the layers."""
+        found = []
+        for name, array in arrays.items():
+            values = self.over_time(name)
+            if array.dtype.kind != "f" or values is None or values.shape[:2] != (steps, rows):
+                continue
+            width = values.shape[2]
+            found += [pages.Signal(name if width == 1 else f"{name}[{k}]", values[:, :, k]) for k in range(width)]
+        return found
+
 
 def traced(
     graph: Graph, feeds: Mapping[str, np.ndarray], outputs: Sequence[TensorSpec], store: Store, means: Means
@@ -160,6 +310,16 @@ def traced(
     """Run a network whose recurrent layers write down what they compute.
 
     Raises InputError for feeds that do not fit, UnsupportedModelError where data decides which layers run.
+    """
+    return recorder(graph, feeds, outputs, store, means)(feeds)
+
+
+def recorder(
+    graph: Graph, feeds: Mapping[str, np.ndarray], outputs: Sequence[TensorSpec], store: Store, means: Means
+) -> Callable[[Mapping[str, np.ndarray]], Trace]:
+    """What runs a network and traces it, any number of times, for feeds of these names, dtypes and shapes.
+
+    Raises as traced() does.
     """
     arrays = completed(graph, feeds) if len(feeds) < len(graph.inputs) else dict(feeds)
     empty = [name for name, array in arrays.items() if 0 in array.shape]
@@ -174,10 +334,41 @@ def traced(
         raise InputError(f"feeds of {graph.origin} do not fit the network: {fault}") from fault
     absent = {name: array for name, array in arrays.items() if name not in feeds}
     names = tuple(spec.name for spec in outputs)
-    wanted = (*names, *(each.output for each in lowered.program.traces))
-    results = Call.prepare(lowered, [], arrays, absent, wanted).run(feeds)
-    layers = [_layer(each, results[each.output]) for each in lowered.program.traces]
-    return Trace(layers, feeds, {name: results[name] for name in names}, _missing(graph, layers))
+    traces = lowered.program.traces
+    call = Call.prepare(lowered, [], arrays, absent, (*names, *(each.output for each in traces)))
+    ports = (*lowered.program.inputs, *lowered.program.outputs)
+
+    def record(feeds: Mapping[str, np.ndarray]) -> Trace:
+        results = call.run(feeds)
+        layers = [_layer(each, results[each.output]) for each in traces]
+        return Trace(layers, feeds, {name: results[name] for name in names}, _missing(graph, layers), ports)
+
+    return record
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """The traces of calls that were a step each as one: a step a call. Layers that take several steps a call are left
+    out, and named."""
+    several = {
+        name: f"it takes {layer.shape[0]} steps in every call"
+        for name, layer in traces[0].items()
+        if layer.shape[0] > 1
+    }
+    layers = [
+        replace(layer, arrays={p: np.concatenate([trace[name][p] for trace in traces]) for p in layer.parts})
+        for name, layer in traces[0].items()
+        if name not in several
+    ]
+    return Trace(layers, {}, {}, {**traces[0].missing, **several})
+
+
+def _shown(layer: LayerTrace) -> pages.Layer:
+    """A layer as a page has it."""
+    amounts = {"updates": layer.updates} | ({"forgotten": layer.forgotten} if layer.op != "RNN" else {})
+    moments = {kind: pages.moments(values) for kind, values in amounts.items()}
+    return pages.Layer(
+        layer.name, layer.op, layer.arrays, layer.statistics(), moments, layer.backwards, layer.functions
+    )
 
 
 def _layer(form: Traced, rows: np.ndarray) -> LayerTrace:
@@ -193,7 +384,7 @@ def _layer(form: Traced, rows: np.ndarray) -> LayerTrace:
         parts = rows.reshape(steps, batch, len(form.parts), padded).transpose(2, 0, 1, 3)
     whole = parts.reshape(len(form.parts), steps, batch, padded)[..., : form.units]
     arrays = {name: np.ascontiguousarray(whole[form.parts.index(name)]) for name in PARTS[form.op]}
-    return LayerTrace(form.layer, form.op, arrays)
+    return LayerTrace(form.layer, form.op, arrays, form.backwards, form.functions)
 
 
 def _missing(graph: Graph, layers: Sequence[LayerTrace]) -> dict[str, str]:

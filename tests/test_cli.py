@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import pytest
 from builders import make_lstm_model, make_model, make_tagger, token_model
+from html_pages import arrays_of, parsed
 from onnx import helper
 
 import lstm_engine as le
@@ -118,7 +119,9 @@ def test_version(call: Callable[..., Done]) -> None:
     assert call("--version") == Done(0, f"lstm-engine {le.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["inspect"], ["run"], ["stream"], ["generate"], ["convert"], ["verify"]])
+@pytest.mark.parametrize(
+    "command", [[], ["inspect"], ["run"], ["stream"], ["generate"], ["convert"], ["verify"], ["explain"]]
+)
 def test_help(call: Callable[..., Done], command: Sequence[str]) -> None:
     done = call(*command, "--help")
     assert done.code == 0
@@ -130,6 +133,7 @@ def test_help(call: Callable[..., Done], command: Sequence[str]) -> None:
     [
         ["frobnicate"], ["inspect"], ["inspect", CHAR, "--batch", "0"], ["run", CHAR], ["stream", CHAR, "--format", "xml"],
         ["generate", "--temperature", "-1"], ["generate", "--ids", "--prompt", "a b"], ["convert", CHAR, "out.onnx"],
+        ["inspect", CHAR, "--html", "page.html", "--json"], ["explain"], ["explain", CHAR, "--text", "a", "--prompt", "b"], ["explain", CHAR, "--length", "0"],
         ["generate", "--endless", "--stop", "x"], ["inspect", CHAR, "--constants", "{"], ["inspect", CHAR, "--layers", "@none"],
     ],
 )  # fmt: skip
@@ -140,7 +144,7 @@ def test_wrong_usage_exits_with_2(call: Callable[..., Done], arguments: Sequence
     assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("command", ["inspect", "stream", "verify", "generate"])
+@pytest.mark.parametrize("command", ["inspect", "stream", "verify", "generate", "explain"])
 def test_files_that_are_no_models_take_one_line(call: Callable[..., Done], command: str, tmp_path: Path) -> None:
     contents = {
         "empty.onnx": b"",
@@ -604,6 +608,68 @@ def test_a_missing_shipped_model_is_named(
     (tmp_path / "lstm_engine" / "data").mkdir(parents=True)
     (tmp_path / "lstm_engine" / "data" / "char.onnx").write_bytes(CHAR.read_bytes())
     assert call("generate", "-n", "3").code == 0
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("char", ["--text", "def f(x):"]), ("char", ["--prompt", "class ", "--length", "20"]), ("clipper", []), ("digits", []), ("agreement", [])],
+)  # fmt: skip
+def test_explain_the_shipped_models(
+    call: Callable[..., Done], name: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call("explain", ROOT / "models" / name / f"{name}.onnx", *options)
+    page = tmp_path / f"{name}.explain.html"
+    assert (done.code, done.out) == (0, "")
+    assert done.err == f"wrote {page.name}: {page.stat().st_size:,} bytes\n"
+    assert parsed(page.read_text(encoding="utf-8")).data["layers"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy", "npz"])
+def test_explain_readings(
+    call: Callable[..., Done], kind: str, folder: Path, readings: np.ndarray, tmp_path: Path
+) -> None:
+    source, page = tmp_path / f"in.{kind}", tmp_path / "page.html"
+    if kind == "csv":
+        source.write_bytes(csv(readings))
+    elif kind == "npy":
+        np.save(source, readings)
+    else:
+        np.savez(source, X=readings[:, None])
+    assert call("explain", folder / "lstm.onnx", "--input", source, "-o", page).code == 0
+    data = parsed(page.read_text(encoding="utf-8")).data
+    (layer,) = le.load(folder / "lstm.onnx").trace(readings[:, None]).values()
+    values, digits = arrays_of(data["layers"][0], 1, 5)["c"]
+    assert np.array_equal(values, np.round(layer.c.astype(np.float64), digits))
+
+
+def test_explain_says_in_a_line_what_is_wrong(call: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("1,2\n3,4\n", encoding="utf-8")
+    (tmp_path / "bad.npz").write_bytes(b"PK nothing")
+    for options, told in (
+        (["--text", "abc"], "carries no vocabulary"),
+        (["--input", tmp_path / "bad.csv"], "expected 3 numbers a step, got 2"),
+        (["--input", tmp_path / "bad.npz"], "not a readable"),
+        (["--input", tmp_path / "none.npz"], "none.npz: No such file"),
+        (["-o", tmp_path / "none" / "page.html"], "there is no folder"),
+        (["--layer", "none"], "there is no layer 'none'"),
+    ):
+        done = call("explain", folder / "lstm.onnx", "-o", tmp_path / "page.html", *options)
+        assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), done
+        assert told in done.err
+        assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("name", ["lstm", "tagger", "double", "both", "lengths"])
+def test_inspect_as_a_page(call: Callable[..., Done], folder: Path, name: str, tmp_path: Path) -> None:
+    done = call("inspect", folder / f"{name}.onnx", "--html", tmp_path / "page.html")
+    assert (done.code, done.out) == (0, "")
+    page = parsed((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "LSTM" in page.text("text")
+    assert call("inspect", folder / f"{name}.onnx", "--html", tmp_path / "none" / "page.html").code == 1
 
 
 # --- convert, verify, warm-up -----------------------------------------------------------------------------------------

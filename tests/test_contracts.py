@@ -122,12 +122,13 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "together": {*_VALUES, "engine", "feeds", "images", "program", "slots", "snapshots", "state", "stream"},
     "pool": {"errors", "feeds", "graph", "locks", "passes", "slots", "state", "together"},
     "calls": {*_VALUES, "engine", "program", "reference"},
-    "trace": {*_VALUES, "calls", "passes", "program", "reference"},
+    "pages": {"errors"},
+    "trace": {*_VALUES, "calls", "pages", "passes", "program", "reference"},
 }
 MAY_IMPORT["many"] = {*_VALUES, "passes", "program"}
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
-MAY_IMPORT["program"] |= {"precision"}
+MAY_IMPORT["program"] |= {"pages", "precision"}
 MAY_IMPORT["staged"] = {"graph", "locks", "passes", "reference"}
 MAY_IMPORT["model"] |= {"staged"}
 MAY_IMPORT["feeds"] = {"errors", "graph", "reference"}

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..encoding import WORDS, Lstm, Opcode, constant
 from ..graph import Node
+from ..pages.notes import note
 from ..passes.axes import Axes
 from .arena import Buffer
 
@@ -172,7 +173,8 @@ class Traced:
     """What one direction of a recurrent layer writes down: the output that it comes by, and how it lies there.
 
     ``output``: rows [T if timed][B if batched] of [units/16][parts][16] (``blockwise``), or of [parts][units padded to
-    whole vectors].
+    whole vectors]. ``backwards``: it reads from the last step to the first. ``functions``: of its gates, in ONNX's
+    order.
     """
 
     layer: str
@@ -183,6 +185,8 @@ class Traced:
     timed: bool
     batched: bool
     blockwise: bool
+    backwards: bool
+    functions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,13 @@ class Program:
     def hosts(self) -> tuple[HostCall, ...]:
         """The host calls among the stages."""
         return tuple(stage for stage in self.stages if isinstance(stage, HostCall))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = [(index, part.opcode.name, part.node, part.note) for index, part in enumerate(self.listing)]
+        sizes = f"batch {self.batch}, {self.arena_bytes:,} bytes of arena, {self.state_bytes:,} of state"
+        hosts = f", {len(self.hosts)} host calls" if self.hosts else ""
+        return note(f"Program in {self.precision}: {sizes}{hosts}", ("#", "opcode", "node", "what"), rows)
 
     def structure(self) -> bytes:
         """Digest of all that may not depend on the number of steps a causal program was lowered at."""

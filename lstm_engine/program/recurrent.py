@@ -106,7 +106,8 @@ def lower_recurrent(low: Lowering, node: Node) -> None:
         low.fallible |= lengths is not None
         _EMITTERS[node.op](low, node, attributes, direction, W[d], R[d])
         if low.plan.traced:
-            _keep_trace(low, node, name, directions, y, units)
+            functions = tuple(activation.name for activation in attributes.activations[d])
+            _keep_trace(low, node, name, functions, directions, y, units)
         if y.place != _column_place(Y, d * width):
             low.copy(y, Y.columns(d * width, width))
         ends.append((h, c))
@@ -485,7 +486,9 @@ def _parts(node: Node) -> tuple[str, ...]:
     return {"LSTM": ("i", "o", "f", "g", "c", "h"), "GRU": ("z", "r", "n", "h"), "RNN": ("h",)}[node.op]
 
 
-def _keep_trace(low: Lowering, node: Node, name: str, directions: int, y: Rows, units: int) -> None:
+def _keep_trace(
+    low: Lowering, node: Node, name: str, functions: tuple[str, ...], directions: int, y: Rows, units: int
+) -> None:
     """Have the caller given what a direction wrote down."""
     layer = node.name or next(filter(None, node.outputs))
     if directions > 1:
@@ -494,7 +497,7 @@ def _keep_trace(low: Lowering, node: Node, name: str, directions: int, y: Rows, 
     layer = next(each for each in chain([layer], (f"{layer}.{k}" for k in count(2))) if each not in taken)
     parts = _parts(node)
     rows = y.columns(blocks(y.width) * LANES, len(parts) * blocks(units) * LANES)
-    form = rows.timed, rows.batched, node.op == "LSTM"
+    form = rows.timed, rows.batched, node.op == "LSTM", name == "reverse", functions
     low.traces.append((Traced(layer, node.op, f"trace of {layer}", parts, units, *form), rows))
 
 

@@ -1,0 +1,1 @@
+"""Pages and pictures of what a network is and did: each one file, out of arrays and words, that needs no network."""
