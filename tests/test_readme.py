@@ -153,9 +153,8 @@ def check(block: Block, said: str, page: Path) -> None:
     assert block.said is None or as_said(block.said, said), f"{page.name}:{block.line}: it says\n{said}"
 
 
-def run_page(page: Path, names: dict[str, Any], place: Path, environment: dict[str, str]) -> int:
-    """Run what stands on it in order, but for what needs packages of its own; how many blocks there were."""
-    count = 0
+def run_page(page: Path, names: dict[str, Any], place: Path, environment: dict[str, str]) -> None:
+    """Run what stands on it in order, but for what needs packages of its own."""
     for block in blocks(page):
         if set(block.packages) - set(STOOD_IN):
             continue
@@ -163,8 +162,6 @@ def run_page(page: Path, names: dict[str, Any], place: Path, environment: dict[s
             check(block, run_python(block, page, names), page)
         elif shutil.which("sh"):
             check(block, run_shell(block, place, environment), page)
-        count += 1
-    return count
 
 
 def test_the_readme_runs(given: dict[str, Any], place: Path, warm_environment: dict[str, str]) -> None:
