@@ -44,7 +44,8 @@ def _crowds(task: Task, engines: Mapping[str, Engine]) -> tuple[dict[str, list[R
             continue
         key = f"{name}{AT}{threads}"
         try:
-            several = [engines[name].prepare(replace(task, threads=threads)) for _ in range(CROWD)]
+            job = replace(task, threads=threads, shared={})  # of one model, where an engine's may be shared
+            several = [engines[name].prepare(job) for _ in range(CROWD)]
             for run in several:
                 checked(run, task.sequence, task.expected, task.tolerance)
             runs[key] = several

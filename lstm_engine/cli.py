@@ -195,6 +195,8 @@ def inspect(
 ) -> None:
     """Show a model: inputs, outputs, states, and the program that runs it."""
     if page is not None:
+        if as_json:
+            raise typer.BadParameter("--html and --json exclude each other")
         _check_folder(page)
     loaded = options.load(model)
     from .report.inspect import described, printed

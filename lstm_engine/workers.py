@@ -26,7 +26,7 @@ from .program.packing import aligned_empty
 
 GRACE: Final = 1e-6  # seconds: several times what a watching worker takes to begin
 RISE: Final = 4  # in times a worker watches without work: a burst that has lasted so long will outlast the waking
-HOLD: Final = (1e-3, 0.05)  # seconds: how long a worker is left asleep after a wake that did not pay, and at most
+HOLD: Final = (1e-3, 0.01)  # seconds: how long a worker is left asleep after a wake that did not pay, and at most
 _ASKED: Final = 1
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import lstm_engine as le
 from lstm_engine.pages import diagram, walk
 from lstm_engine.report.explain import Request, explained
 from lstm_engine.report.inspect import described
+from lstm_engine.report.labelled import read_labelled
 from lstm_engine.report.picture import pictured
 from lstm_engine.trace import LayerTrace, Trace
 
@@ -63,13 +65,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "gru": walk.page(gru.trace(LayerCase(op="GRU", H=6, T=12).feeds()).walk()),
         "rnn": walk.page(model_of(LayerCase(op="RNN")).trace(LayerCase(op="RNN").feeds()).walk()),
         "large": walk.page(large().walk()),
-        "hostile": walk.page(hostile().walk(labels=["<b>x</b>", "\n", "\u202e", "</script>"], title="<i>a</i>")),
+        "hostile": walk.page(hostile()),
+        "agreement": walk.page(agreement()),
         "network": diagram.page(pictured(char, described(char))),
         "whole": diagram.page(pictured(digits, described(digits))),
     }
     for name, html in written.items():
         (folder / f"{name}.html").write_text(html, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in written}
+
+
+def agreement() -> walk.Walk:
+    folder = MODELS / "agreement"
+    return explained(le.load(folder / "agreement.onnx"), Request(labelled=read_labelled(folder / "labelled.json")))
 
 
 def large() -> Trace:
@@ -79,10 +87,23 @@ def large() -> Trace:
     return Trace([LayerTrace("large", "LSTM", arrays, False, ("Sigmoid", "Tanh", "Tanh"))], {}, {}, {})
 
 
-def hostile() -> Trace:
-    name = '"><img src=x onerror="document.title=1"><script>document.title=1</script>'
+HARM = '"><img src=x onerror="document.title=1"></td></script><script>document.title=1</script>'
+
+
+def hostile() -> walk.Walk:
+    """A page whose every text means harm."""
     arrays = {part: np.full((4, 1, 2), 0.25, np.float32) for part in "figoch"}
-    return Trace([LayerTrace(name, "LSTM", arrays, False, (name,) * 3)], {}, {}, {name: name})
+    trace = Trace([LayerTrace(HARM, "LSTM", arrays, False, (HARM,) * 3)], {}, {}, {HARM: HARM})
+    chances = np.full((4, 1, 2), 0.5)
+    return replace(
+        trace.walk(labels=["<b>x</b>", "\n", "\u202e", HARM], title="<i>a</i>"),
+        about=[(HARM, HARM)],
+        notes=[HARM],
+        inputs=[walk.Signal(HARM, chances[:, :, 0])] * 2,
+        tracks=[walk.Track(HARM, [HARM] * 4)],
+        candidates=walk.Candidates([[[HARM] * 2]] * 4, chances, [[HARM]] * 4, chances[:, :, 0]),
+        findings=[walk.Finding(HARM, [HARM], [[HARM], [HARM]], [walk.Jump(HARM, 3, HARM, 1)])],
+    )
 
 
 @pytest.fixture
@@ -233,14 +254,16 @@ def test_candidates_at_a_step(opened: Any, char_trace: Trace) -> None:
     assert f"‘{TEXT[4]}’ came" in page.inner_text("#came")
 
 
-@pytest.mark.parametrize("name", ["char", "digits", "readings", "gru", "rnn", "large", "hostile", "network", "whole"])
+@pytest.mark.parametrize(
+    "name", ["char", "digits", "readings", "gru", "rnn", "agreement", "large", "hostile", "network", "whole"]
+)
 def test_a_phone_scrolls_one_way_only(opened: Any, name: str) -> None:
     page = opened(name, PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["char", "readings", "gru", "rnn", "network", "whole"])
+@pytest.mark.parametrize("name", ["char", "readings", "gru", "rnn", "agreement", "network", "whole"])
 def test_everybody_can_read_it(opened: Any, name: str, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     for size in (SCREEN, PHONE):
@@ -304,11 +327,27 @@ def test_other_cells_show_their_own_parts(opened: Any, name: str, parts: str) ->
     assert len(page.query_selector_all(".phase")) == len(parts)
 
 
+def test_the_page_begins_at_what_was_found(opened: Any) -> None:
+    shown, page = agreement(), opened("agreement")
+    for finding, box in zip(shown.findings, page.query_selector_all(".finding"), strict=True):
+        assert box.query_selector("h2").inner_text() == finding.heading
+        assert len(box.query_selector_all("tbody tr")) == len(finding.table) - 1
+        for jump, button in zip(finding.jumps, box.query_selector_all("button"), strict=True):
+            button.click()
+            assert page.inner_text("#which").startswith(f"Unit {jump.unit} at step {jump.step + 1} ")
+    (number, *_), page = shown.findings, opened("agreement")
+    assert page.inner_text("#which").startswith(f"Unit {number.jumps[0].unit} at step {number.jumps[0].step + 1} ")
+    assert shown.tracks[0].values[number.jumps[0].step] in page.inner_text("#hovered")
+
+
 def test_names_that_mean_harm_do_none(opened: Any) -> None:
     page = opened("hostile")
     assert page.title() == "<i>a</i>"
     for step in range(4):
         page.fill("#step", str(step))
+    page.click(".finding button")
     assert page.query_selector("img") is None
+    assert page.inner_text(".finding h2") == HARM
+    assert page.inner_text("#next .word") == HARM.replace(" ", "␣")  # spaces are shown
     assert page.title() == "<i>a</i>"
     assert "<b>x</b>" in page.inner_text("#reading")

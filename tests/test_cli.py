@@ -134,7 +134,7 @@ def test_help(call: Callable[..., Done], command: Sequence[str]) -> None:
     [
         ["frobnicate"], ["inspect"], ["inspect", CHAR, "--batch", "0"], ["run", CHAR], ["stream", CHAR, "--format", "xml"],
         ["generate", "--temperature", "-1"], ["generate", "--ids", "--prompt", "a b"], ["convert", CHAR, "out.onnx"],
-        ["explain"], ["explain", CHAR, "--text", "a", "--prompt", "b"], ["explain", CHAR, "--length", "0"],
+        ["inspect", CHAR, "--html", "page.html", "--json"], ["explain"], ["explain", CHAR, "--text", "a", "--prompt", "b"], ["explain", CHAR, "--length", "0"],
         ["generate", "--endless", "--stop", "x"], ["inspect", CHAR, "--constants", "{"], ["inspect", CHAR, "--layers", "@none"],
         ["verify", CHAR, "--precision", "half"],
     ],

@@ -110,7 +110,9 @@ class Step:
     """layers(x, (h, c)), the states fed back."""
 
     def __init__(self, task: Task) -> None:
-        self.layers = in_precision(make_layers(task.workload, task.weights), task.precision)
+        self.layers = task.once(
+            "layers", lambda: in_precision(make_layers(task.workload, task.weights), task.precision)
+        )
         self.x = torch.from_numpy(task.data["X"]).to(_dtype(task))
         states = _states(task)
         self.initial: Any = states if len(states) > 1 else states[0]

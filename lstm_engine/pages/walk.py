@@ -142,7 +142,10 @@ def _window(layers: Sequence[Layer]) -> tuple[_Window, list[str]]:
         notes.append(f"The first {most_rows:,} of {rows:,} rows are shown.")
     if most_steps < steps:
         notes.append(f"The first {most_steps:,} of {steps:,} steps are shown.")
-    return _Window(most_steps, most_rows, cells * most_steps * most_rows <= EXACT_VALUES), notes
+    exact = cells * most_steps * most_rows <= EXACT_VALUES
+    if not exact:
+        notes.append("What lies between -1 and 1 is told to two digits, for the page to stay small.")
+    return _Window(most_steps, most_rows, exact), notes
 
 
 def _view(walk: Walk) -> tuple[dict[str, Any], list[str]]:

@@ -163,10 +163,10 @@ def _as_feeds(model: Model, given: Any) -> Any:
     if len(data) != 1:
         wanted = "; ".join(map(str, data)) or "none"
         raise InputError(f"--input: one array is too few for the inputs {wanted}; give an .npz with an array for each")
-    spec, array = data[0], np.asarray(given)
-    if array.ndim == len(spec.shape or ()) and array.ndim != 2:
+    spec, array = data[0], np.atleast_1d(given)
+    if array.ndim == len(spec.shape or ()) and (array.ndim != 2 or array.shape[1] != _form(model, spec)[1]):
         return {spec.name: array}
-    return {spec.name: _shaped(model, spec, array.reshape(len(array), -1) if array.ndim != 2 else array)}
+    return {spec.name: _shaped(model, spec, array if array.ndim == 2 else array.reshape(len(array), -1))}
 
 
 def _port(model: Model, spec: TensorSpec) -> Port:
@@ -221,7 +221,7 @@ def _page_of_frames(model: Model, request: Request) -> Walk:
     (spec,) = _data_inputs(model)
     frame = [size if isinstance(size, int) else 1 for size in spec.shape or ()]
     width = math.prod(frame)
-    rows = _waves(request.length, width) if request.feeds is None else np.asarray(request.feeds)
+    rows = _waves(request.length, width) if request.feeds is None else np.atleast_1d(request.feeds)
     rows = rows.reshape(len(rows), -1)
     if rows.shape[1] != width or not len(rows):
         raise InputError(f"'{spec}': expected rows of {width} numbers, one for each frame, got {list(rows.shape)}")

@@ -245,15 +245,18 @@ def _rounded(value: float) -> float:
 def _jumps(layer: LayerTrace, unit: int, labelled: Labelled, track: Track | None) -> list[Jump]:
     """The subject and the verb of the agreements across most that misleads."""
     chosen = sorted((a for a in labelled.agreements if a.kind == "verb"), key=lambda a: -a.distractors)[:_MOST_JUMPS]
-    found = []
-    for agreement in sorted(chosen, key=lambda a: a.subject):
+    found: list[Jump] = []
+    met: set[int] = set()
+    cells = layer.c[:, 0, unit]
+    for agreement in sorted(chosen, key=lambda a: (a.subject, a.word)):
         subject, word = labelled.words[agreement.subject], labelled.words[agreement.word]
-        value = track.values[agreement.subject] if track is not None else ""
-        cells = layer.c[:, 0, unit]
-        told = f"‘{subject}’" + (f", {value}" if value else "")
-        misled = f" past {agreement.distractors} misleading" if agreement.distractors else ""
-        held = f"{told}: unit {unit} holds {_signed(cells[agreement.subject])}"
-        found.append(Jump(held, agreement.subject, layer.name, unit))
+        if agreement.subject not in met:
+            value = track.values[agreement.subject] if track is not None else ""
+            told = f"‘{subject}’" + (f", {value}" if value else "")
+            held = f"{told}: unit {unit} holds {_signed(cells[agreement.subject])}"
+            found.append(Jump(held, agreement.subject, layer.name, unit))
+            met.add(agreement.subject)
+        misled = f", past {agreement.distractors} misleading" if agreement.distractors else ""
         before = max(agreement.word - 1, 0)
         found.append(Jump(f"before its ‘{word}’{misled}: {_signed(cells[before])}", before, layer.name, unit))
     return found

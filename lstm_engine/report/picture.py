@@ -121,15 +121,15 @@ class _Drawing:
         self.nodes: list[list[Node]] = []  # of each box, none for a port
         self.edges: dict[Edge, None] = {}
         self.loops: dict[Loop, None] = {}
-        self.makers: dict[str, tuple[int | str, str]] = {}  # tensor → the box that makes it, or the state that it is
+        self.makers: dict[str, int | str] = {}  # tensor → the box that makes it, or the state that it is
 
     def drawn(self) -> tuple[list[Box], list[Edge], list[Loop]]:
         """Boxes, edges and loops."""
         for spec in self.graph.inputs:
             if spec.name in self.states:
-                self.makers[spec.name] = (spec.name, spec.name)
+                self.makers[spec.name] = spec.name
             else:
-                self.makers[spec.name] = (self._port(spec, "input"), spec.name)
+                self.makers[spec.name] = self._port(spec, "input")
         readers: dict[str, list[int]] = {name: [] for name in self.states}
         for node in self._needed():
             self._enter(node, readers)
@@ -206,7 +206,7 @@ class _Drawing:
         while waiting:
             tensor = waiting.pop()
             if tensor in self.makers:
-                maker = self.makers[tensor][0]
+                maker = self.makers[tensor]
                 found |= {maker} if isinstance(maker, int) else set()
             elif tensor in gathering:
                 fresh = [each for each in gathering[tensor].inputs if each not in seen]
@@ -217,27 +217,27 @@ class _Drawing:
     def _enter(self, node: Node, readers: Mapping[str, list[int]]) -> None:
         """A node as a box, or as nothing."""
         read = [name for name in node.inputs if name in self.makers]
-        if node.label not in self.costs and len({self.makers[name][0] for name in read}) == 1:
+        if node.label not in self.costs and len({self.makers[name] for name in read}) == 1:
             for name in filter(None, node.outputs):
-                self.makers[name] = (self.makers[read[0]][0], name)
+                self.makers[name] = self.makers[read[0]]
             return
         if node.label not in self.costs and not read:
             return
         box = self._add(node)
         for name in read:
             maker = self.makers[name]
-            if isinstance(maker[0], str):
-                readers[maker[0]].append(box)
+            if isinstance(maker, str):
+                readers[maker].append(box)
             else:
                 self._join(maker, box, name)
         for name in filter(None, node.outputs):
-            self.makers[name] = (box, name)
+            self.makers[name] = box
         if node.op in _RECURRENT and not any(box in boxes for boxes in readers.values()):
             self.loops[Loop(box, box, "h, c" if node.op == "LSTM" else "h")] = None
 
-    def _join(self, maker: tuple[int | str, str], box: int, name: str) -> None:
-        if isinstance(maker[0], int) and maker[0] != box:
-            self.edges[Edge(maker[0], box, self.shapes.get(name, ""))] = None
+    def _join(self, maker: int | str, box: int, name: str) -> None:
+        if isinstance(maker, int) and maker != box:
+            self.edges[Edge(maker, box, self.shapes.get(name, ""))] = None
 
     def _close(self, source: str, target: str, readers: Mapping[str, list[int]]) -> None:
         """Loops from what makes a state to what reads it: round a box that does both."""

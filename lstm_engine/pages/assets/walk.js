@@ -482,7 +482,8 @@
     const prior = before(chosen.step);
     if (exists(prior)) return { old: shown(memory, prior), amount: value(gate) * value(memory, prior) };
     const amount = value(memory) - rest;
-    const none = Math.abs(amount) < 5 / layer().parts[memory].scale; // what rounding leaves of nothing
+    const coarsest = Math.min(...Object.values(layer().parts).map((part) => part.scale));
+    const none = Math.abs(amount) < 5 / coarsest; // what rounding leaves of nothing
     return none ? { old: "0", amount: 0 } : { old: "what it began with", amount };
   }
 

@@ -44,12 +44,21 @@ class Job:
     precision: str = "float32"
     threads: int = 1
     loading: Mapping[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] | None = None
 
     @property
     def data(self) -> dict[str, np.ndarray]:
         """Copies of the inputs that change from step to step."""
         held = {*self.pairs, *self.constants}
         return {name: np.array(array, order="C") for name, array in self.feeds.items() if name not in held}
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What is made, or what another run of the job made."""
+        if self.shared is None:
+            return make()
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
 
 
 class Run(Protocol):

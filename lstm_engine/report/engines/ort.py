@@ -74,7 +74,7 @@ class _Session:
     """A session, the feeds it knows, and the names of the outputs asked for."""
 
     def __init__(self, job: Job) -> None:
-        self.session = open_session(job)
+        self.session: onnxruntime.InferenceSession = job.once("session", lambda: open_session(job))
         known = {entry.name for entry in self.session.get_inputs()}
         self.fixed = {name: np.asarray(array) for name, array in job.constants.items() if name in known}
         self.feeds = {name: array for name, array in job.feeds.items() if name in known} | self.fixed

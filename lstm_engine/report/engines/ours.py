@@ -29,13 +29,7 @@ def prepare(name: str, job: Job) -> Run:
     if lone and not (job.steps and job.batch > 1):
         raise NotServedError("lone streams are shown beside those that step together")
     try:
-        model = load(
-            job.path,
-            precision=None if job.precision in _OWN else job.precision,
-            threads=1 if alone or lone else job.threads,
-            constants=dict(job.constants) or None,
-            **job.loading,
-        )
+        model: Model = job.once(name, lambda: _loaded(job, 1 if alone or lone else job.threads))
         if not job.steps:
             return Call(model, job)
         if lone:
@@ -52,6 +46,11 @@ def prepare(name: str, job: Job) -> Run:
         return (Fresh if fresh or len(stream.outputs) > 1 else Step)(stream, job)
     except LstmEngineError as fault:
         raise NotServedError(" ".join(str(fault).split())) from fault
+
+
+def _loaded(job: Job, threads: int) -> Model:
+    precision = None if job.precision in _OWN else job.precision
+    return load(job.path, precision=precision, threads=threads, constants=dict(job.constants) or None, **job.loading)
 
 
 class Call(Fixed):
