@@ -312,7 +312,7 @@ def warm_up(
         list[str] | None, typer.Option(help="Only for weights in this: float32, bfloat16, int8, float64; repeatable.")
     ] = None,
 ) -> None:
-    """Compile ahead of time what the first use of any model would compile."""
+    """Compile ahead of time what the first use of any model would compile; traces and explain compile more."""
     from .image import watch
     from .images import needed
     from .machine import CACHE_KNOB, cache_folder
