@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from . import __version__
-from .errors import InputError, LstmEngineError
+from .errors import InputError, LstmEngineError, StateError
 from .signals import Signals, remembered_interrupts
 from .terminal import compile_bar, console, fail, failing_plainly, is_terminal, say, shown_safely, waiting
 
@@ -40,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _LONGEST_LINE: Final = 1 << 26  # bytes of a reading
+_SHIPPED_PROMPT: Final = "def "  # the shipped model writes Python
 _LONG_PROMPT: Final = 10_000  # characters that take a moment to read
 
 
@@ -115,6 +116,15 @@ class _Options:
         return load(path, **self.given)
 
 
+def _check_precision(name: str | None) -> None:
+    if name is None:
+        return
+    from .model import PRECISIONS_ASKED
+
+    if name not in PRECISIONS_ASKED:
+        raise typer.BadParameter(f"--precision {name}: expected one of {', '.join(PRECISIONS_ASKED)}")
+
+
 def _with_load_options(function: Callable[..., None]) -> Callable[..., None]:
     """A command with a parameter ``options`` as one that has the options themselves."""
     own = introspection.signature(function, eval_str=True).parameters
@@ -124,6 +134,7 @@ def _with_load_options(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def with_options(**arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in _LOAD_OPTIONS}
+        _check_precision(given["precision"])
         given |= {name: _as_json(given[name]) for name in _JSON_OPTIONS if given[name] is not None}
         function(options=_Options(given), **arguments)
 
@@ -301,7 +312,7 @@ def warm_up(
         list[str] | None, typer.Option(help="Only for weights in this: float32, bfloat16, int8, float64; repeatable.")
     ] = None,
 ) -> None:
-    """Compile ahead of time what the first use of any model would compile."""
+    """Compile ahead of time what the first use of any model would compile; traces and explain compile more."""
     from .image import watch
     from .images import needed
     from .machine import CACHE_KNOB, cache_folder
@@ -412,8 +423,17 @@ def _read_arrays(path: Path) -> Any:
             raise
         raise InputError(f"{path}: cannot be read ({fault})") from fault
     except Exception as fault:  # zipfile, zlib, struct and NumPy each raise their own for damaged files
-        why = "it would be pickle, which is never loaded" if "pickle" in str(fault) else " ".join(str(fault).split())
+        why = _without_pickle(path) if "pickle" in str(fault) else " ".join(str(fault).split())
         raise InputError(f"{path}: not a readable .npz or .npy file ({why})") from fault
+
+
+def _without_pickle(path: Path) -> str:
+    """Why NumPy would take a file for pickle: whatever lacks the mark of its own files is one to it."""
+    with path.open("rb") as file:
+        mark = file.read(6)
+    if mark.startswith((b"PK", b"\x93NUMPY", b"\x80")):
+        return "it holds pickle, which is never loaded"
+    return "it does not begin as one"
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -501,7 +521,10 @@ def stream(
 def _restore(opened: Stream, path: Path) -> None:
     from .state import State
 
-    opened.state = State.from_bytes(path.read_bytes())
+    try:
+        opened.state = State.from_bytes(path.read_bytes())
+    except StateError as fault:
+        raise StateError(f"{path}: {fault}") from fault
 
 
 def _answer_lines(opened: Stream, lines: Any, signals: Signals, skip_bad: bool) -> None:
@@ -544,7 +567,10 @@ def generate(
         Path | None,
         typer.Argument(metavar="MODEL", help="Default: the character model that comes along.", show_default=False),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="Text to go on from; '' for the beginning of a text.")] = "def ",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help=f"Text to go on from; default: the beginning of a text, {_SHIPPED_PROMPT!r} without MODEL."),
+    ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option(help="Read the prompt from a file ('-': stdin).", show_default=False)
     ] = None,
@@ -580,6 +606,8 @@ def generate(
     """Go on from a prompt, token by token."""
     from .generation import Sampler, stream_generate
 
+    if prompt is None:
+        prompt = _SHIPPED_PROMPT if model is None and not ids else ""
     text = prompt if prompt_file is None else _read_prompt(prompt_file)
     if endless and stop:
         raise typer.BadParameter("--endless and --stop exclude each other")

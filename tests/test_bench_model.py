@@ -141,6 +141,33 @@ def test_a_wrong_engine_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert line["reason"].startswith("WRONG: y is off by")
 
 
+class _Refusing(_Wrong):
+    def reset(self) -> None:
+        raise RuntimeError("Got 7, expected 1")
+
+    loop = reset
+
+
+def test_an_engine_that_fails_on_its_first_call_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(Engine):
+        def prepare(self, job: Job) -> Any:
+            return _Refusing(super().prepare(job))
+
+    ours = bench.ENGINES[0]
+    failing = Failing("failing", "Failing", ours.package, ours.module, ("float32",))
+    monkeypatch.setattr(bench, "ENGINES", (ours, failing))
+    for case in _document(CLIPPER)["cases"]:
+        assert _line(case, "failing")["median"] is None
+        assert _line(case, "failing")["reason"] == "Got 7, expected 1"
+        assert _line(case, "lstm_engine")["median"] > 0
+
+
+def test_ways_of_this_engine_that_do_not_apply_are_not_told() -> None:
+    code, out, _ = _invoke(CLIPPER, "--seconds", 0.1, "--threads", 1)
+    assert code == 0
+    assert "one thread" not in out
+
+
 def test_the_tables_fit_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     model = le.load(CHARACTERS)
     request = bench.Request(CHARACTERS, model, seconds=0.1)

@@ -28,6 +28,7 @@ from lstm_engine import cli, terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAR = ROOT / "models" / "char" / "char.onnx"
+AGREEMENT = ROOT / "models" / "agreement" / "agreement.onnx"
 MAIN = [sys.executable, "-c", "from lstm_engine.cli import main; main()"]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
 
@@ -135,6 +136,7 @@ def test_help(call: Callable[..., Done], command: Sequence[str]) -> None:
         ["generate", "--temperature", "-1"], ["generate", "--ids", "--prompt", "a b"], ["convert", CHAR, "out.onnx"],
         ["inspect", CHAR, "--html", "page.html", "--json"], ["explain"], ["explain", CHAR, "--text", "a", "--prompt", "b"], ["explain", CHAR, "--length", "0"],
         ["generate", "--endless", "--stop", "x"], ["inspect", CHAR, "--constants", "{"], ["inspect", CHAR, "--layers", "@none"],
+        ["verify", CHAR, "--precision", "half"],
     ],
 )  # fmt: skip
 def test_wrong_usage_exits_with_2(call: Callable[..., Done], arguments: Sequence[Any]) -> None:
@@ -212,6 +214,19 @@ def test_inspect_says_the_same_as_json(call: Callable[..., Done]) -> None:
     assert described["parameters"] == sum(c.size for c in le.load(CHAR).graph.constants.values() if c.dtype.kind == "f")
 
 
+def test_inspect_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from lstm_engine.report.inspect import described, printed
+
+    description = described(le.load(AGREEMENT))
+    printed(description, Console(width=80))
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    for instruction in description["program"]["instructions"]:
+        assert any(instruction["opcode"] in line and instruction["node"] in line for line in shown)
+
+
 def test_inspect_measures(call: Callable[..., Done], folder: Path) -> None:
     for name in ("lstm", "both", "tagger"):
         program = json.loads(call("inspect", folder / f"{name}.onnx", "--time", "--json").out)["program"]
@@ -279,6 +294,16 @@ def test_run_leaves_the_output_alone_when_it_fails(call: Callable[..., Done], fo
         done = call("run", folder / "lstm.onnx", "-i", tmp_path / name, "-o", target)
         assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), done
         assert target.read_bytes() == b"before"
+
+
+def test_run_calls_pickle_what_is_pickle(call: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_bytes(b"1,2,3\n")
+    np.savez(tmp_path / "objects.npz", X=np.array([{}], object))
+    for name, pickle in (("text.npz", False), ("objects.npz", True)):
+        done = call("run", folder / "lstm.onnx", "-i", tmp_path / name, "-o", tmp_path / "out.npz")
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert str(tmp_path / name) in done.err
+        assert ("it holds pickle" in done.err) == pickle
 
 
 def test_run_looks_at_the_output_first(call: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
@@ -428,7 +453,9 @@ def test_states_that_do_not_fit(call: Callable[..., Done], folder: Path, tmp_pat
         assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
         assert kept.read_bytes() == content
     kept.write_bytes(b"junk")
-    assert call("stream", folder / "lstm.onnx", "--state", kept, stdin=b"1,2,3\n").code == 1
+    done = call("stream", folder / "lstm.onnx", "--state", kept, stdin=b"1,2,3\n")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert str(kept) in done.err
     assert kept.read_bytes() == b"junk"
     assert call("stream", folder / "lstm.onnx", "--state", tmp_path / "none" / "kept", stdin=b"1,2,3\n").out == ""
 
@@ -533,7 +560,7 @@ def test_generate_without_arguments_shows_the_shipped_model(call: Callable[..., 
     done = call("generate", "-n", "40", "--seed", "1")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("def ")
-    assert done.out == call("generate", CHAR, "--max-tokens", "40", "--seed", "1").out
+    assert done.out == call("generate", CHAR, "--prompt", "def ", "--max-tokens", "40", "--seed", "1").out
     assert done.out.removeprefix("def ") == call("generate", "-n", "40", "--seed", "1", "--no-echo").out
 
 
@@ -582,6 +609,14 @@ def test_generate_ids(call: Callable[..., Done]) -> None:
     ids = list(le.generate(le.load(CHAR).stream(), [3, 4], max_tokens=5, sampler=le.Sampler(0)))
     done = call("generate", "--ids", "--prompt", "3, 4", "-n", "5", "-t", "0")
     assert done.out == " ".join(map(str, [3, 4, *ids])) + "\n"
+
+
+def test_generate_without_a_prompt_begins_a_text(call: Callable[..., Done]) -> None:
+    settings = ["-n", "8", "--seed", "3"]
+    done = call("generate", AGREEMENT, *settings)
+    assert done.code == 0
+    assert done == call("generate", AGREEMENT, "--prompt", "", *settings)
+    assert call("generate", *settings) == call("generate", CHAR, "--prompt", "def ", *settings)
 
 
 def test_generate_refuses(call: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
@@ -681,7 +716,8 @@ def test_convert_keeps_everything(call: Callable[..., Done], tmp_path: Path) -> 
     original, converted = le.load(CHAR), le.load(target)
     assert converted.fingerprint == original.fingerprint
     assert converted.metadata == original.metadata
-    assert call("generate", target, "-n", "20", "--seed", "1").out == call("generate", "-n", "20", "--seed", "1").out
+    settings = ["-n", "20", "--seed", "1"]
+    assert call("generate", target, *settings).out == call("generate", CHAR, *settings).out
     assert call("convert", CHAR, tmp_path / "none" / "char.npz").code == 1
 
 

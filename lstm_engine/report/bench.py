@@ -28,6 +28,7 @@ from .engines import (
     NotServedError,
     Run,
     checked,
+    first_line,
     outputs_of,
     relative_error,
 )
@@ -272,6 +273,10 @@ def _checked(engine: Engine, plan: _Plan, precision: str) -> tuple[Any, Line]:
         return None, replace(line, reason=str(fault))
     except MismatchError as fault:
         return None, replace(line, error=fault.error, reason=f"WRONG: {fault}")
+    except Exception as fault:  # other engines' errors have no common type, and some come with the first call
+        if engine.ours:
+            raise
+        return None, replace(line, reason=first_line(fault))
 
 
 @contextmanager
@@ -324,9 +329,9 @@ def _parts(request: Request, cases: Sequence[Case]) -> Iterator[RenderableType]:
             yield Text(f"  none: {case.reason}\n", "yellow")
             continue
         yield _table(case)
-        reasons = dict.fromkeys(line.reason for line in case.lines if line.reason)
-        for reason in reasons:
-            lines = [f"{line.title} ({line.precision})" for line in case.lines if line.reason == reason]
+        told = [line for line in case.lines if line.reason and not _idle_way(line)]
+        for reason in dict.fromkeys(line.reason for line in told):
+            lines = [f"{line.title} ({line.precision})" for line in told if line.reason == reason]
             yield Text(f"{', '.join(lines)}: {reason}")
         yield Text("")
     if request.path.suffix != ".onnx":
@@ -334,6 +339,12 @@ def _parts(request: Request, cases: Sequence[Case]) -> Iterator[RenderableType]:
         return
     for title, command in not_installed().items():
         yield Text(f"{title} is not installed: {command}")
+
+
+def _idle_way(line: Line) -> bool:
+    """Whether a line is another way to use this engine, one that does not apply here: no news to a reader."""
+    ways = {engine.name for engine in ENGINES if engine.ours} - {OURS}
+    return line.engine in ways and line.error is None
 
 
 def _table(case: Case) -> Table:

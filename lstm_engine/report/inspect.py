@@ -286,6 +286,7 @@ def _vocabulary_line(vocabulary: Mapping[str, Any]) -> str:
 
 def _heading(program: Mapping[str, Any]) -> Text:
     first = f"\nProgram for {program['for']}, batch {program['batch']}"
+    first += ", times measured" if program["measured"] else ", times estimated"
     facts = [
         f"weights {size_text(program['weight_bytes'])}",
         f"state {size_text(program['state_bytes'])}",
@@ -296,10 +297,10 @@ def _heading(program: Mapping[str, Any]) -> Text:
 
 
 def _instructions(program: Mapping[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for name, right in (("#", True), ("opcode", False), ("node", False), ("what", False), ("weights", True)):
         table.add_column(name, justify="right" if right else "left", overflow="fold")
-    table.add_column("time" if program["measured"] else "time (estimate)", justify="right")
+    table.add_column("time" if program["measured"] else "≈ time", justify="right")
     for row in program["instructions"]:
         share = "" if row["share"] is None else f"{row['share']:.1%}"
         cells = [str(row["index"]), row["opcode"], row["node"], row["what"], size_text(row["bytes"], zero=""), share]
