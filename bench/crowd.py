@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
 from lstm_engine.report import timing
-from lstm_engine.report.engines import Engine, MismatchError, NotServedError, Run, checked
+from lstm_engine.report.engines import Engine, Run
 
-from .special import AT, RIVALS
+from .special import RIVALS, prepared
 from .tasks import Task
 
 CROWD: Final = 8  # threads
@@ -25,7 +24,8 @@ def crowd(task: Task, engines: Mapping[str, Engine], settings: timing.Settings) 
 
     Each thread's calls are on one thread; this engine is also shown as it comes, with threads that help.
     """
-    runs, reasons = _crowds(task, engines)
+    ways = [("lstm_engine", task.threads), *[(name, 1) for name in ("lstm_engine", *RIVALS)]]
+    runs, reasons = prepared(task, engines, ways, CROWD)
     chunks = {name: timing.calibrated(each[0].loop, CHUNK) for name, each in runs.items()}
     rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     with timing.quiet():
@@ -33,27 +33,6 @@ def crowd(task: Task, engines: Mapping[str, Engine], settings: timing.Settings) 
             for name, each in runs.items():
                 rounds[name].append((_rate(each[:1], chunks[name]), _rate(each, chunks[name])))
     return {"engines": {name: _figures(found) for name, found in rounds.items()}, **reasons}
-
-
-def _crowds(task: Task, engines: Mapping[str, Engine]) -> tuple[dict[str, list[Run]], dict[str, dict[str, str]]]:
-    """A run a thread of each engine, checked. Why others are ``absent`` or ``wrong``."""
-    runs: dict[str, list[Run]] = {}
-    reasons: dict[str, dict[str, str]] = {"absent": {}, "wrong": {}}
-    for name, threads in [("lstm_engine", task.threads), *[(name, 1) for name in ("lstm_engine", *RIVALS)]]:
-        if name not in engines:
-            continue
-        key = f"{name}{AT}{threads}"
-        try:
-            job = replace(task, threads=threads, shared={})  # of one model, where an engine's may be shared
-            several = [engines[name].prepare(job) for _ in range(CROWD)]
-            for run in several:
-                checked(run, task.sequence, task.expected, task.tolerance)
-            runs[key] = several
-        except NotServedError as fault:
-            reasons["absent"][key] = str(fault)
-        except MismatchError as fault:
-            reasons["wrong"][key] = str(fault)
-    return runs, reasons
 
 
 def _figures(rounds: Sequence[tuple[float, float]]) -> dict[str, float]:

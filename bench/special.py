@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,16 +59,29 @@ def paced(task: Task, engines: Mapping[str, Engine], settings: timing.Settings) 
 def _beside_ourselves(task: Task, engines: Mapping[str, Engine]) -> tuple[dict[str, Run], dict[str, dict[str, str]]]:
     """This engine on one thread and on all, the others on all; checked. Why others are ``absent`` or ``wrong``."""
     wanted = [(name, task.threads) for name in ("lstm_engine", *RIVALS)]
-    runs: dict[str, Run] = {}
+    runs, reasons = prepared(task, engines, [("lstm_engine", 1), *wanted])
+    return {name: run for name, (run,) in runs.items()}, reasons
+
+
+def prepared(
+    task: Task, engines: Mapping[str, Engine], ways: Sequence[tuple[str, int]], count: int = 1
+) -> tuple[dict[str, list[Run]], dict[str, dict[str, str]]]:
+    """``count`` runs of each engine on so many threads, checked. Why others are ``absent`` or ``wrong``.
+
+    Those of one way are of one model, where an engine's may be shared.
+    """
+    runs: dict[str, list[Run]] = {}
     reasons: dict[str, dict[str, str]] = {"absent": {}, "wrong": {}}
-    for name, threads in [("lstm_engine", 1), *wanted]:
+    for name, threads in ways:
         if name not in engines:
             continue
         key = f"{name}{AT}{threads}"
         try:
-            run = engines[name].prepare(replace(task, threads=threads))
-            checked(run, task.sequence, task.expected, task.tolerance)
-            runs[key] = run
+            job = replace(task, threads=threads, shared={})
+            several = [engines[name].prepare(job) for _ in range(count)]
+            for run in several:
+                checked(run, task.sequence, task.expected, task.tolerance)
+            runs[key] = several
         except NotServedError as fault:
             reasons["absent"][key] = str(fault)
         except MismatchError as fault:

@@ -58,6 +58,18 @@ def _tile(weights: Floats, rows: int, vectors: int) -> Any:
     return v.intrinsic(emit, "a" * 11, "")
 
 
+def _finish(
+    v: Lanes, b: ir.IRBuilder, z: list[ir.Value], c: ir.Value, c_new: ir.Value, out: ir.Value, following: ir.Value
+) -> None:
+    """The cell of 16 units from their pre-activations, the first lines of the weights read next asked for before."""
+    for line in range(AHEAD):
+        v.prefetch(b, b.add(following, int64(64 * line)))
+    i, o, f, g = z
+    cell, hidden = maths.cell(v, b, (i, o, f, g), v.load(b, c))
+    v.store(b, cell, c_new)
+    v.store(b, hidden, out)
+
+
 def lstm_block(weights: Floats) -> Any:
     """block(w, x, Kx, h, Kh, z, c, c_new, out, next): 16 units of one row, product and cell in registers.
 
@@ -69,12 +81,7 @@ def lstm_block(weights: Floats) -> Any:
     def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
         w, x, x_depth, h, h_depth, z, c, c_new, out, following = operands
         (sums,) = _sums(weights, b, w, [z], 4, [(x, int64(0), x_depth), (h, int64(0), h_depth)])
-        for line in range(AHEAD):
-            v.prefetch(b, b.add(following, int64(64 * line)))
-        i, o, f, g = sums
-        cell, hidden = maths.cell(v, b, (i, o, f, g), v.load(b, c))
-        v.store(b, cell, c_new)
-        v.store(b, hidden, out)
+        _finish(v, b, sums, c, c_new, out, following)
 
     return v.intrinsic(emit, "a" * 10, "")
 
@@ -117,12 +124,7 @@ def lstm_block_ahead(weights: Floats) -> Any:
         gates = repeated(b, b.sub(h_depth, together), gates, lambda k, held: recurrent(b.add(k, together), held))
         for m, total in zip(rows, made, strict=True):
             v.store(b, total, b.add(pre, b.mul(pre_stride, int64(m))))
-        for line in range(AHEAD):
-            v.prefetch(b, b.add(following, int64(64 * line)))
-        i, o, f, g = gates
-        cell, hidden = maths.cell(v, b, (i, o, f, g), v.load(b, c))
-        v.store(b, cell, c_new)
-        v.store(b, hidden, out)
+        _finish(v, b, gates, c, c_new, out, following)
 
     return v.intrinsic(emit, "a" * 15, "")
 
