@@ -146,6 +146,16 @@ class Target:
             return "avx512"
         return "avx2" if self.fma else "x86-64"
 
+    @property
+    def relocation(self) -> str:
+        """How an object refers to its own parts: by distance where a shared library may be made of it."""
+        return "static" if self.triple.startswith("thumb") else "pic"
+
+    @property
+    def calling(self) -> str:
+        """The name of the calling convention, where the triple leaves it open."""
+        return "lp64d" if self.triple.startswith("riscv64") else ""
+
     def without(self, features: Sequence[str]) -> Target:
         """The same CPU with features taken away."""
         if not features:

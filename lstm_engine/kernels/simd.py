@@ -15,6 +15,8 @@ Addresses are int64. Nothing here allocates.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -68,6 +70,15 @@ def call(b: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value])
     """Call an LLVM intrinsic by name."""
     function_type = ir.FunctionType(result, [a.type for a in arguments])
     return b.call(cgutils.get_or_insert_function(b.module, function_type, name), arguments)
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """An intrinsic as what writes it: emit(builder, …) of arguments of these types; ``result``: None for nothing."""
+
+    emit: Callable[..., Any]
+    arguments: Sequence[ir.Type]
+    result: ir.Type | None
 
 
 class Lanes:
@@ -195,7 +206,10 @@ class Lanes:
             value = emit(b, *values)
             return value if result else context.get_dummy_value()
 
-        return _intrinsic(len(signature_types), result_type(*signature_types), code)
+        made = _intrinsic(len(signature_types), result_type(*signature_types), code)
+        kinds = {"v": self.vector, "i": ir.VectorType(INT64, WIDTH), "s": self.scalar, "a": INT64}
+        made.emitted = Emitted(emit, [kinds[letter] for letter in arguments], kinds[result] if result else None)
+        return made
 
 
 # ---------------------------------------------------------------------------------------------------------------------
