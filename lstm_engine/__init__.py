@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         stream_generate,
     )
     from .graph import TensorSpec
+    from .library import Library, export
     from .model import Model, load
     from .pool import StreamPool
     from .serving import AsyncPool, AsyncStream
@@ -55,6 +56,7 @@ _HOMES = {
     "InferenceSession": "session",
     "InputError": "errors",
     "Likelihood": "generation",
+    "Library": "library",
     "LstmEngineError": "errors",
     "Model": "model",
     "ModelFormatError": "errors",
@@ -71,6 +73,7 @@ _HOMES = {
     "UnsupportedModelError": "errors",
     "Vocabulary": "generation",
     "beam_search": "generation",
+    "export": "library",
     "generate": "generation",
     "generate_many": "generation",
     "load": "model",
@@ -85,6 +88,7 @@ __all__ = [
     "InferenceSession",
     "InputError",
     "Likelihood",
+    "Library",
     "LstmEngineError",
     "Model",
     "ModelFormatError",
@@ -102,6 +106,7 @@ __all__ = [
     "Vocabulary",
     "__version__",
     "beam_search",
+    "export",
     "generate",
     "generate_many",
     "load",

@@ -19,13 +19,14 @@ import typer
 
 from .. import __version__
 from .describing import bench, explain, inspect, verify
+from .exporting import export
 from .generating import generate
 from .preparing import convert, warm_up
 from .running import run
 from .streaming import stream
 
 #: In the order of --help; a command is called as its function is, with '-' for '_'.
-_COMMANDS: Final = (inspect, convert, verify, bench, warm_up, explain, run, stream, generate)
+_COMMANDS: Final = (inspect, convert, verify, bench, warm_up, explain, run, stream, generate, export)
 
 app = typer.Typer(
     name="lstm-engine",

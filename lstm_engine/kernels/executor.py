@@ -44,7 +44,7 @@ from .simd import (
     word,
     word32,
 )
-from .weights import Floats, weights_of
+from .weights import LINES_AHEAD, Floats, weights_of
 
 (
     HALT,
@@ -110,10 +110,13 @@ _NAMES: Final[Mapping[Opcode, tuple[str, ...]]] = {
 }
 
 
-def kernels_of(precision: str) -> dict[str, Any]:
-    """The kernels of a precision, not yet compiled, by the names that run() and call() know them by."""
+def kernels_of(precision: str, lines_ahead: int = LINES_AHEAD) -> dict[str, Any]:
+    """The kernels of a precision, not yet compiled, by the names that run() and call() know them by.
+
+    ``lines_ahead``: how many lines of weights are asked for before they are needed.
+    """
     v = lanes("float64" if precision == "float64" else "float32")
-    weights = weights_of(precision, v)
+    weights = weights_of(precision, v, lines_ahead)
     product, product_narrow = product_rows(weights, 4), product_rows(weights, 1)
     floats_narrow = product_narrow if type(weights) is Floats else product_rows(Floats(v), 1)
     activate = pointwise.activation(v)

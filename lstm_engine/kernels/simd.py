@@ -359,10 +359,16 @@ def _always_inline(b: ir.IRBuilder) -> None:
     b.function.attributes.add("alwaysinline")
 
 
+def _slot(b: ir.IRBuilder) -> ir.Value:
+    """Four bytes of the stack, of a function's fixed part: the stack pointer stays where it is."""
+    with b.goto_entry_block():
+        return b.alloca(INT32)
+
+
 def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
     """Treat denormals as zero from here on; the control word to restore afterwards."""
     if target().triple.startswith("x86_64"):
-        slot = b.alloca(INT32)
+        slot = _slot(b)
         call(b, "llvm.x86.sse.stmxcsr", ir.VoidType(), [slot])
         before = b.load(slot, typ=INT32)
         b.store(b.or_(before, ir.Constant(INT32, 0x8040)), slot)  # FTZ | DAZ
@@ -377,7 +383,7 @@ def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
 
 def _restore_denormals(b: ir.IRBuilder, before: ir.Value) -> None:
     if target().triple.startswith("x86_64"):
-        slot = b.alloca(INT32)
+        slot = _slot(b)
         b.store(b.trunc(before, INT32), slot)
         call(b, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [slot])
     elif target().triple.startswith(("aarch64", "arm64")):

@@ -10,8 +10,8 @@ from llvmlite import ir
 from ..encoding import Context
 from ..jit import written_as
 from ..kernels import executor, simd
-from .moving import cleared, copied
 from .layout import ARENA, CODE, CONSTANTS, CONTEXT, Layout
+from .moving import cleared, copied
 from .translation import INT64, Body, Spaces, Spot, Unit, Value
 
 _POINTER: Final = ir.PointerType()
@@ -31,7 +31,7 @@ class Code:
         self.module = module
         self.layout = layout
         self.weights = weights
-        self.parts = executor.kernels_of(layout.program.precision)
+        self.parts = executor.kernels_of(layout.program.precision, **({"lines_ahead": 0} if layout.small else {}))
         spaces = Spaces(layout.known, self._address, frozenset({CODE, CONTEXT}))
         self.unit = Unit(
             module,

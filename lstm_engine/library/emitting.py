@@ -11,6 +11,7 @@ from typing import Any, Final
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from .. import __version__
 from ..machine import Target
 from .code import Code
 from .interface import VERSION, WEIGHTS_HEAD, WEIGHTS_MARK, Interface
@@ -26,16 +27,17 @@ _ATTRIBUTES: Final = ' "no-builtins"'
 
 @dataclass(frozen=True)
 class Emitted:
-    """A library as it is written: ``object``; ``weights``: a file of their own, empty where the object holds them."""
+    """A library as it is written; ``weights``: a file of their own, empty where the object holds them; ``assembly``:
+    empty where it was not asked for."""
 
     object: bytes
     weights: bytes
-    assembly: str
+    assembly: bytes
     description: Mapping[str, Any]
 
 
-def emitted(layout: Layout, machine: Target, prefix: str, facts: Mapping[str, Any]) -> Emitted:
-    """The object of a program; ``facts``: what is to be said of it beside what the layout knows."""
+def emitted(layout: Layout, machine: Target, prefix: str, assembly: bool = False) -> Emitted:
+    """The object of a program, whose functions begin with ``prefix``."""
     module = ir.Module(prefix)
     module.triple = machine.triple
     generator = _generator(machine)
@@ -44,13 +46,16 @@ def emitted(layout: Layout, machine: Target, prefix: str, facts: Mapping[str, An
     program = Code(module, layout, weights)
     name = hashlib.blake2b(_identity(layout), digest_size=16).digest()
     pointer_bits = 8 * _POINTER.get_abi_size(generator.target_data)
-    interface = Interface(program, prefix, ir.IntType(pointer_bits), int.from_bytes(name[:8], "little", signed=True), name)
+    interface = Interface(
+        program, prefix, ir.IntType(pointer_bits), int.from_bytes(name[:8], "little", signed=True), name
+    )
     interface.build()
     content = layout.constants.packed()
-    described = description(layout, machine, prefix, facts)
+    described = description(layout, machine, prefix)
     _describe(module, prefix, json.dumps(described, separators=(",", ":")).encode() + b"\0")
+    attributes = _ATTRIBUTES + (" optsize minsize" if machine.small else "")
     text = "\n".join(
-        line + _ATTRIBUTES if line.startswith("define ") else line
+        line + attributes if line.startswith("define ") else line
         for line in str(module).splitlines()
         if not line.startswith(f'@"{_WEIGHTS}"')
     )
@@ -58,29 +63,36 @@ def emitted(layout: Layout, machine: Target, prefix: str, facts: Mapping[str, An
         text += f'\n@"{_WEIGHTS}" = internal constant {_literal(content)}, align 64\n'
     optimised = llvm.parse_assembly(text)
     optimised.verify()
-    tuning = llvm.create_pipeline_tuning_options(speed_level=_SPEED)
+    tuning = llvm.create_pipeline_tuning_options(speed_level=2 if machine.small else _SPEED)
+    if machine.small:
+        tuning.loop_unrolling = tuning.loop_vectorization = tuning.slp_vectorization = False
     builder = llvm.create_pass_builder(generator, tuning)
     builder.getModulePassManager().run(optimised, builder)
     apart = b"" if weights is not None else (WEIGHTS_MARK + name).ljust(WEIGHTS_HEAD, b"\0") + content
-    return Emitted(generator.emit_object(optimised), apart, generator.emit_assembly(optimised), described)
+    listing = generator.emit_assembly(optimised).encode() if assembly else b""
+    return Emitted(generator.emit_object(optimised), apart, listing, described)
 
 
-def description(layout: Layout, machine: Target, prefix: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def description(layout: Layout, machine: Target, prefix: str) -> dict[str, Any]:
     """All that a caller may want to know of a library."""
     return {
         "interface": VERSION,
         "name": prefix,
-        **facts,
+        "engine": __version__,
         "fingerprint": layout.fingerprint,
         "precision": layout.program.precision,
-        "batch": layout.program.batch if not layout.framed else facts.get("batch", 1),
+        "batch": layout.batch,
         "target": {"triple": machine.triple, "cpu": machine.cpu, "features": machine.features},
         "inputs": [_described(end) for end in layout.inputs],
         "outputs": [_described(end) for end in layout.outputs],
         "framed": layout.framed,
         "instance_bytes": layout.instance_bytes,
         "state_bytes": layout.state.bytes,
-        "weights": {"apart": layout.apart, "bytes": layout.constants.size},
+        "weights": {
+            "apart": layout.apart,
+            "bytes": layout.constants.size,
+            "file_bytes": WEIGHTS_HEAD + layout.constants.size if layout.apart else 0,
+        },
     }
 
 

@@ -18,7 +18,7 @@ from ..encoding import Port as PortWord
 from ..engine import Layout as Rows
 from ..engine import begin
 from ..program.arena import aligned
-from ..program.program import Instruction, Pinned, Port, Program
+from ..program.program import Instruction, Pinned, Port
 from ..program.streaming import Streamable
 from ..snapshots import cells, taken
 from ..state import DIGEST_BYTES, DIGEST_PLACE, State
@@ -26,11 +26,10 @@ from ..stream import step_batch, step_shape
 from .translation import Spot
 
 CODE, CONTEXT, ARENA, CONSTANTS = "code", "context", "arena", "constants"
-#: Weights that fit a first-level cache are read forwards at every step: the way back saves nothing there.
+#: Weights that fit a first-level cache are read forwards at every step, and not asked for ahead.
 SMALL: Final = 16 << 10
-_NEVER: Final = dict.fromkeys(
-    (Context.START, Context.HELPERS, Context.HELPER_COUNT, Context.BELL, Context.CLAIMED), 0
-)  # no threads
+#: Words that are always zero: a library has no threads.
+_NEVER: Final = (Context.START, Context.HELPERS, Context.HELPER_COUNT, Context.BELL, Context.CLAIMED)
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,18 @@ class End:
 class Layout:
     """A program of a stream, laid out for a library.
 
-    ``steps``: of the program that one call of step() runs; ``ends``: inputs, then outputs.
+    ``apart``: the constants come in a file of their own; ``framed``: a call of step() is one of the whole file, of
+    ``steps`` steps of the program; ``ends``: inputs, then outputs.
     """
 
-    def __init__(self, lowered: Streamable, fingerprint: str, place_of_weights: str) -> None:
+    def __init__(self, lowered: Streamable, fingerprint: str, apart: bool) -> None:
         program = lowered.program
         self.program = program
+        self.batch = lowered.batch
         self.fingerprint = fingerprint
         self.framed = lowered.frames is not None
         self.steps = prod(program.time_sizes[atom] for atom in program.time) if self.framed else 1
-        self.apart = place_of_weights == "file"
+        self.apart = apart
         self.constants = Constants()
         self._words = np.stack([each.encoded(self.constants.offset) for each in self.listing]).reshape(-1)
         layouts = {port.name: self._rows(port) for port in (*program.inputs, *program.outputs)}
@@ -71,9 +72,9 @@ class Layout:
         self.saved = self.context_bytes + aligned(program.arena_bytes)
         keeps = self.framed and program.fallible
         self.instance_bytes = self.saved + (aligned(program.state_bytes) if keeps else 0)
+        self.weight_bytes = self.constants.size
         self._known = self._known_words(layouts)
         self.state = StateBytes(lowered, fingerprint)
-        self.weight_bytes = self.constants.size
         beginning = np.zeros(aligned(program.state_bytes), np.uint8)
         begin(program, beginning)
         self.beginning = self.constants.add(beginning) if beginning.any() else None
@@ -85,6 +86,11 @@ class Layout:
     def listing(self) -> Sequence[Instruction]:
         """The instructions."""
         return [each for each in self.program.listing if each.opcode != Opcode.HALT]
+
+    @property
+    def small(self) -> bool:
+        """Whether the weights stay in a first-level cache by themselves."""
+        return self.weight_bytes <= SMALL
 
     @property
     def ends(self) -> tuple[End, ...]:
@@ -106,7 +112,7 @@ class Layout:
     def _known_words(self, layouts: Mapping[str, Rows]) -> dict[int, int | Spot]:
         program = self.program
         words: dict[int, int | Spot] = {
-            **_NEVER,
+            **dict.fromkeys(map(int, _NEVER), 0),
             Context.CODE: 1,
             Context.ARENA: Spot(ARENA, 0),
             Context.BLOCK: program.block,
@@ -119,7 +125,7 @@ class Layout:
             words[Context.TOTAL] = self.steps
         if program.block == 1:
             words[Context.STEPS] = 1
-        if self.constants.size <= SMALL:
+        if self.small:
             words[Context.PARITY] = 0
         for port in (*program.inputs, *program.outputs):
             at, rows = int(Context.PORTS) + PORT_WORDS * port.index, layouts[port.name]
@@ -145,9 +151,7 @@ class Layout:
     def copied(self) -> list[str]:
         """Arrays whose rows are not in one piece: a library takes them as they lie, and cannot."""
         return [
-            port.name
-            for port in (*self.program.inputs, *self.program.outputs)
-            if self._rows(port).order is not None
+            port.name for port in (*self.program.inputs, *self.program.outputs) if self._rows(port).order is not None
         ]
 
 

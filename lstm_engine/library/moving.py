@@ -98,10 +98,8 @@ _ORDER: Final = (
     (6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5),
     (10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0),
 )
-#: First the words a hash begins with, then each round's order of the words of a block, four bits each.
-TABLES: Final = np.array(
-    [*_BEGINNING, *(sum(place << 4 * k for k, place in enumerate(order)) for order in _ORDER)], np.uint64
-).view(np.uint8)
+#: First the words a hash begins with, then each round's order of the words of a block, a byte each.
+TABLES: Final = np.concatenate([np.array(_BEGINNING, np.uint64).view(np.uint8), np.array(_ORDER, np.uint8).ravel()])
 ORDERS: Final = len(_BEGINNING) * 8
 ROUNDS: Final = 12
 BLOCK: Final = 128
@@ -136,11 +134,11 @@ def compressed(h, block, done, last, tables):  # type: ignore[no-untyped-def]
         set_word(v + 112, word(v + 112) ^ -1)
     r = 0
     while r < ROUNDS:
-        order = word(tables + ORDERS + 8 * (r if r < 10 else r - 10))
+        order = tables + ORDERS + 16 * (r if r < 10 else r - 10)
         i = 0
         while i < 8:  # four columns, then four diagonals
             j, turn = i & 3, i >> 2
-            x, y = word(block + 8 * ((order >> 8 * i) & 15)), word(block + 8 * ((order >> (8 * i + 4)) & 15))
+            x, y = word(block + 8 * byte(order + 2 * i)), word(block + 8 * byte(order + 2 * i + 1))
             mixed(v, j, 4 + ((j + turn) & 3), 8 + ((j + 2 * turn) & 3), 12 + ((j + 3 * turn) & 3), x, y)
             i += 1
         r += 1

@@ -283,6 +283,29 @@ class Body:
         self._follow(arms)
 
     def _on_while(self, node: ast.While) -> None:
+        if not self._turned_once(node):
+            self._turned(node)
+
+    def _turned_once(self, node: ast.While) -> bool:
+        """Evaluate a loop that is known to turn once at most; False, and nothing done, if it is no such loop."""
+        frame, function, block = self._frame, self.b.function, self.b.block
+        blocks, instructions = len(function.blocks), len(block.instructions)
+        before, ends, breaks = frame.variables, len(frame.ends), len(frame.breaks)
+        frame.variables = dict(before)
+        test = self.truth(self.value(node.test))
+        if test is True:
+            self._block(node.body)
+            test = self._alive and self.truth(self.value(node.test))
+        if test is False and len(frame.breaks) == breaks:
+            return True
+        del function.blocks[blocks:], block.instructions[instructions:]
+        del frame.ends[ends:], frame.breaks[breaks:]
+        block.terminator = None
+        frame.variables, self._alive = before, True
+        self.b.position_at_end(block)
+        return False
+
+    def _turned(self, node: ast.While) -> None:
         frame = self._frame
         outer, frame.breaks = frame.breaks, []
         changing = [name for name in _assigned(node) if name in frame.variables]
