@@ -155,6 +155,14 @@ class Target:
         return self.triple.startswith("thumb")
 
     @property
+    def tools(self) -> str:
+        """What GNU's compilers and linkers for the machine are called by."""
+        if self.small:
+            return "arm-none-eabi"
+        architecture = self.triple.partition("-")[0]
+        return f"{architecture}-w64-mingw32" if "windows" in self.triple else f"{architecture}-linux-gnu"
+
+    @property
     def relocation(self) -> str:
         """How an object refers to its own parts: by distance where a shared library may be made of it."""
         return "static" if self.small else "pic"

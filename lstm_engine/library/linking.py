@@ -46,14 +46,26 @@ def _shared(folder: Path, name: str, object_file: Path, machine: Target) -> Iter
         return
     if "apple" in triple:
         library = folder / f"lib{name}.dylib"
-        yield library, ["clang", "-dynamiclib", "-nostdlib", "-arch", "arm64", "-o", str(library), str(object_file)]
+        yield (
+            library,
+            [
+                "clang",
+                "-dynamiclib",
+                "-nostdlib",
+                "-arch",
+                triple.partition("-")[0],
+                "-o",
+                str(library),
+                str(object_file),
+            ],
+        )
     elif "windows" in triple:
         library = folder / f"{name}.dll"
         exports = [f"/export:{name}_{each}" for each in ("init", "step", "feed", "reset", "save", "load", "describe")]
         yield (
             library,
             [
-                "x86_64-w64-mingw32-gcc",
+                f"{machine.tools}-gcc",
                 *plain,
                 "-Wl,--export-all-symbols",
                 "-Wl,-e,0",
@@ -65,27 +77,18 @@ def _shared(folder: Path, name: str, object_file: Path, machine: Target) -> Iter
         yield library, ["lld-link", "/dll", "/noentry", *exports, f"/out:{library}", str(object_file)]
     else:
         library = folder / f"lib{name}.so"
-        for compiler in _compilers(triple):
+        for compiler in _compilers(machine):
             yield library, [compiler, *plain, f"-Wl,-soname,lib{name}.so", "-o", str(library), str(object_file)]
-        for linker in (f"{_gnu(triple)}-ld", "ld.lld", "ld"):
+        for linker in (f"{machine.tools}-ld", "ld.lld", "ld"):
             yield library, [linker, "-shared", "-soname", f"lib{name}.so", "-o", str(library), str(object_file)]
 
 
 def _static(folder: Path, name: str, object_file: Path, machine: Target) -> Iterator[tuple[Path, list[str]]]:
     library = folder / f"lib{name}.a"
-    for tool in (f"{_gnu(machine.triple)}-ar", "llvm-ar", "ar"):
+    for tool in (f"{machine.tools}-ar", "llvm-ar", "ar"):
         yield library, [tool, "rcs", str(library), str(object_file)]
 
 
-def _compilers(triple: str) -> list[str]:
+def _compilers(machine: Target) -> list[str]:
     """Compilers that link for a machine: those of its own name, then this machine's, which refuse a strange object."""
-    return [f"{_gnu(triple)}-gcc", "cc", "gcc", "clang"]
-
-
-def _gnu(triple: str) -> str:
-    """What tools of a machine are called by."""
-    if triple.startswith("thumb"):
-        return "arm-none-eabi"
-    if "windows" in triple:
-        return "x86_64-w64-mingw32"
-    return f"{triple.partition('-')[0]}-linux-gnu"
+    return [f"{machine.tools}-gcc", "cc", "gcc", "clang"]

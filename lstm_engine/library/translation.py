@@ -103,10 +103,16 @@ class Unit:
         if made.type == _BOOL:
             made = body.b.zext(made, INT64)
         if made.type != INT64:
-            function.ftype = ir.FunctionType(made.type, types)
-            function.return_value = ir.ReturnValue(function, made.type)
+            _returning(function, made.type)
         body.b.ret(made)
         return function
+
+
+def _returning(function: ir.Function, kind: ir.Type) -> None:
+    """Give a function, which nothing calls yet, another type of result: known once it is written."""
+    function.ftype = ir.FunctionType(kind, function.ftype.args)
+    function.type = function.ftype.as_pointer()
+    function.return_value = ir.ReturnValue(function, kind)
 
 
 @dataclass
