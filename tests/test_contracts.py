@@ -115,7 +115,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "program": {*_VALUES, "passes", "reference"},
     "workers": {*_VALUES, "program", "images"},
     "engine": {*_VALUES, "passes", "program", "images", "reference", "workers"},
-    "state": {"errors"},
+    "state": {"errors", "feeds"},
     "slots": {*_VALUES, "feeds", "program"},
     "snapshots": {*_VALUES, "engine", "feeds", "passes", "program", "state"},
     "stream": {*_VALUES, "engine", "images", "passes", "program", "snapshots", "state"},
@@ -140,7 +140,9 @@ MAY_IMPORT["serving"] = {"errors", "feeds", "graph", "model", "pool", "state"}
 MAY_IMPORT["signals"] = set()
 MAY_IMPORT["terminal"] = {"errors"}
 MAY_IMPORT["library"] = {*_LOWER, "model", "__version__"}
-MAY_IMPORT["runtime"] = {"errors", "state"}
+MAY_IMPORT["exported"] = set()
+MAY_IMPORT["library"] |= {"exported"}
+MAY_IMPORT["runtime"] = {"errors", "exported", "feeds", "graph", "state"}
 MAY_IMPORT["cli"] = {
     *_LOWER, "model", "feeds", "generation", "library", "session", "report", "signals", "terminal", "__version__",
 }  # fmt: skip

@@ -22,7 +22,7 @@ from ..program.program import Instruction, Pinned, Port
 from ..program.streaming import Streamable
 from ..snapshots import cells, taken
 from ..state import DIGEST_BYTES, DIGEST_PLACE, State
-from ..stream import step_batch, step_shape
+from ..stream import chunk_axis, step_batch, step_shape
 from .translation import Spot
 
 CODE, CONTEXT, ARENA, CONSTANTS = "code", "context", "arena", "constants"
@@ -34,13 +34,19 @@ _NEVER: Final = (Context.START, Context.HELPERS, Context.HELPER_COUNT, Context.B
 
 @dataclass(frozen=True)
 class End:
-    """One array of the caller: what a step of it is."""
+    """One array of the caller: what a step of it is.
+
+    ``axis``: where Python's chunks have their steps, None for what does not go from step to step; ``optional``: zeros
+    stand for it where the network is not given it.
+    """
 
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     place: int  # bytes from the start of the context to the word that holds its address
     step: int  # bytes from what a call takes (a step, or a frame) to what the next takes
+    axis: int | None
+    optional: bool
 
     @property
     def count(self) -> int:
@@ -145,7 +151,9 @@ class Layout:
         shape = port.shape if self.framed else step_shape(port)
         place = (int(Context.PORTS) + PORT_WORDS * port.index) * WORD_BYTES
         size = prod(shape) * port.dtype.itemsize
-        return End(port.name, port.dtype, shape, place, size if self.framed or port.stepped else 0)
+        step = size if self.framed or port.stepped else 0
+        axis = 0 if self.framed else chunk_axis(self.program, port)
+        return End(port.name, port.dtype, shape, place, step, axis, port.optional)
 
     @property
     def copied(self) -> list[str]:

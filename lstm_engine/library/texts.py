@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ..program.arena import ALIGNMENT
-from .interface import MEANINGS, VERSION, Result
+from ..exported import ALIGNMENT, MEANINGS, VERSION, Result
 
 _TYPES: Final = {
     "float32": "float",
