@@ -61,7 +61,7 @@ def load(
     if missing:
         raise TargetError(
             f"{file}: expected a CPU with {', '.join(described['target']['needs'])}, this one lacks "
-            f"{', '.join(missing)}; export it for this machine (--target native on it, or x86-64-v3, x86-64)"
+            f"{', '.join(missing)}; export it on this machine, or for a lesser one (--target)"
         )
     beside = file.parent / f"{made_as}.weights" if weights is None else Path(weights)
     return Library(file, made_as, described, beside)
@@ -287,7 +287,7 @@ class Stream:
             self._release()
 
 
-# --- codes --------------------------------------------------------------------------------------------------------------
+# --- codes -----------------------------------------------------------------------------------------------------------
 
 
 def _check(code: int, subject: str) -> None:
@@ -308,7 +308,7 @@ def _error(code: int, subject: str) -> LstmEngineError:
     return kinds.get(Result(code), LstmEngineError)(f"{subject}: {MEANINGS[Result(code)]}")
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def _library_file(path: Path) -> Path:
@@ -399,7 +399,7 @@ def _missing(needs: Sequence[str]) -> list[str]:
     return [each for each in needs if each not in here] if here else []
 
 
-# --- memory -------------------------------------------------------------------------------------------------------------
+# --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def _spec(end: Mapping[str, Any]) -> TensorSpec:
@@ -415,9 +415,7 @@ def _steps_first(array: ndarray | None, spec: TensorSpec, axis: int | None, step
     """A feed as the library takes it: steps one behind the other; zeros for one that was left out."""
     if array is None:
         return np.zeros(_shape(spec) if axis is None else (steps, *_shape(spec)), spec.dtype)
-    return np.ascontiguousarray(array if axis is None else np.moveaxis(array, axis, 0)).reshape(
-        _shape(spec) if axis is None else (steps, *_shape(spec))
-    )
+    return np.ascontiguousarray(array if axis is None else np.moveaxis(array, axis, 0))
 
 
 def _aligned(size: int) -> ndarray:

@@ -22,7 +22,7 @@ from ..program.program import Instruction, Pinned, Port
 from ..program.streaming import Streamable
 from ..snapshots import cells, taken
 from ..state import DIGEST_BYTES, DIGEST_PLACE, State
-from ..stream import chunk_axis, step_batch, step_shape
+from ..stream import chunk_axis, step_batch, step_shape, time_axis
 from .translation import Spot
 
 CODE, CONTEXT, ARENA, CONSTANTS = "code", "context", "arena", "constants"
@@ -72,8 +72,8 @@ class Layout:
         self.constants = Constants()
         self._words = np.stack([each.encoded(self.constants.offset) for each in self.listing]).reshape(-1)
         layouts = {port.name: self._rows(port) for port in (*program.inputs, *program.outputs)}
-        self.inputs = tuple(self._end(port, layouts) for port in program.inputs)
-        self.outputs = tuple(self._end(port, layouts) for port in program.outputs)
+        self.inputs = tuple(self._end(port, time_axis(port)) for port in program.inputs)
+        self.outputs = tuple(self._end(port, chunk_axis(program, port)) for port in program.outputs)
         self.context_bytes = aligned((int(Context.PORTS) + PORT_WORDS * max(2, len(layouts))) * WORD_BYTES)
         self.saved = self.context_bytes + aligned(program.arena_bytes)
         keeps = self.framed and program.fallible
@@ -147,13 +147,12 @@ class Layout:
             return Rows.of(shape, port.dtype.itemsize, None, batch)
         return Rows.of((1, *shape), port.dtype.itemsize, 0, tuple(axis + 1 for axis in batch))
 
-    def _end(self, port: Port, layouts: Mapping[str, Rows]) -> End:
+    def _end(self, port: Port, axis: int | None) -> End:
         shape = port.shape if self.framed else step_shape(port)
         place = (int(Context.PORTS) + PORT_WORDS * port.index) * WORD_BYTES
         size = prod(shape) * port.dtype.itemsize
         step = size if self.framed or port.stepped else 0
-        axis = 0 if self.framed else chunk_axis(self.program, port)
-        return End(port.name, port.dtype, shape, place, step, axis, port.optional)
+        return End(port.name, port.dtype, shape, place, step, 0 if self.framed else axis, port.optional)
 
     @property
     def copied(self) -> list[str]:
