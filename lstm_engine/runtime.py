@@ -15,7 +15,6 @@ import mmap
 import os
 import platform
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -122,7 +121,7 @@ class Stream:
     """
 
     __slots__ = (
-        "_acquire", "_dtype", "_instance", "_out_dtype", "_release", "_run_step", "_self", "_views", "_xs", "_ys",
+        "_dtype", "_instance", "_out_dtype", "_run_step", "_self", "_turn", "_views", "_xs", "_ys",
         "batch", "inputs", "library", "outputs",
     )  # fmt: skip
 
@@ -133,8 +132,7 @@ class Stream:
         self.outputs = library.outputs
         self._instance = library._new_instance()
         self._self = _address(self._instance)
-        lock = threading.Lock()
-        self._acquire, self._release = lock.acquire, lock.release
+        self._turn = [None]  # whoever takes what is in it has the stream: several times faster than a lock
         self._xs = {spec.name: np.zeros(_shape(spec), spec.dtype) for spec in self.inputs}
         self._ys = {spec.name: np.zeros(_shape(spec), spec.dtype) for spec in self.outputs}
         arrays = (*self._xs.values(), *self._ys.values())
@@ -154,20 +152,30 @@ class Stream:
         Raises InputError, StateError; the state is then as it was.
         """
         views = self._views.get(x.shape) if x.__class__ is ndarray and x.dtype is self._dtype else None
-        if views is None or (out is not None and not self._takes(out, views[1])):
+        if views is None:
             return self._step_any(x, out)
-        if not self._acquire(False):
-            raise StateError(_IN_USE)
+        place, result = views
+        if out is not None and not (
+            out.__class__ is ndarray
+            and out.dtype is self._out_dtype
+            and out.shape == result.shape
+            and out.flags.writeable
+        ):
+            return self._step_any(x, out)
         try:
-            views[0][...] = x
+            self._turn.pop()
+        except IndexError:
+            raise StateError(_IN_USE) from None
+        try:
+            place[...] = x
             fault = self._run_step()
             if not fault:
                 if out is None:
-                    return views[1].copy()
-                out[...] = views[1]
+                    return result.copy()
+                out[...] = result
                 return out
         finally:
-            self._release()
+            self._turn.append(None)
         raise _error(fault, "step")
 
     def _prepare_short_way(self) -> None:
@@ -181,11 +189,6 @@ class Stream:
         lean = [lean_shape(array.shape, self.batch) for array in (x, y)]
         if lean[0] is not None:
             self._views[lean[0]] = x.reshape(lean[0]), y if lean[1] is None else y.reshape(lean[1])
-
-    def _takes(self, out: Any, result: ndarray) -> bool:
-        """Whether a result can be written to ``out`` as it is."""
-        fits: bool = out.__class__ is ndarray and out.dtype is self._out_dtype and out.shape == result.shape
-        return fits and bool(out.flags.writeable)
 
     def _step_any(self, x: Any, out: ndarray | None) -> Any:
         """A step with whatever it takes to bring x into shape."""
@@ -279,12 +282,14 @@ class Stream:
 
         Raises StateError if another caller has it.
         """
-        if not self._acquire(False):
-            raise StateError(_IN_USE)
+        try:
+            self._turn.pop()
+        except IndexError:
+            raise StateError(_IN_USE) from None
         try:
             yield
         finally:
-            self._release()
+            self._turn.append(None)
 
 
 # --- codes -----------------------------------------------------------------------------------------------------------
