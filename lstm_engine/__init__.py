@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .graph import TensorSpec
     from .model import Model, load
     from .pool import StreamPool
+    from .ragged import Ragged
     from .serving import AsyncPool, AsyncStream
     from .session import InferenceSession
     from .state import State
@@ -59,6 +60,7 @@ _HOMES = {
     "Model": "model",
     "ModelFormatError": "errors",
     "Piece": "generation",
+    "Ragged": "ragged",
     "Sampler": "generation",
     "State": "state",
     "StateError": "errors",
@@ -89,6 +91,7 @@ __all__ = [
     "Model",
     "ModelFormatError",
     "Piece",
+    "Ragged",
     "Sampler",
     "State",
     "StateError",

@@ -39,6 +39,7 @@ from .workers import threads_allowed
 if TYPE_CHECKING:
     from .many import Arrangement
     from .pool import StreamPool
+    from .ragged import Column, Columns
     from .stream import Stream
     from .trace import Trace
 
@@ -136,6 +137,7 @@ class Model:
         self._states: tuple[tuple[str, str], ...] | None = None
         self._fingerprint: str | None = None
         self._arrangement: Arrangement | None = None
+        self._columns: Columns | None = None
         if self._declared:
             check_states(graph, self._declared)  # faults in states= are errors of load
 
@@ -232,14 +234,43 @@ class Model:
 
         Raises InputError for what is no set, at once; errors of a sequence name its index when its turn comes.
         """
-        from .many import Arrangement, Calls, run_many
+        from .many import Calls, run_many
 
         wanted = self._wanted(outputs)
+        calls = Calls(self._named, self._checked, lambda feeds: self.run(feeds, wanted))
+        return run_many(sequences, self._arranged(), calls, batch, ahead, progress)
+
+    def run_ragged(self, columns: Any, outputs: Sequence[str] | None = None) -> dict[str, Column]:
+        """Run whole columns of sequences of any lengths; whole columns come back, with the same rows.
+
+        ``columns``: {input name: column}, or one column where the model has one required input. A column is a Ragged
+        (values of all sequences, steps first, and where each begins), or an array [rows, steps, …]; of inputs without
+        steps an array [rows, …]. Values may be flat where steps have a shape. Results are a Ragged where they have
+        steps, else an array [rows, …]; each row is what run() gives its sequence alone, bit by bit in float32 and int8.
+
+        Raises InputError naming the first row that does not fit; UnsupportedModelError where a model's results are of
+        sizes that cannot be told ahead.
+        """
+        wanted = self._wanted(outputs)
+        named = self._named(columns)
+        with self._lock:
+            runs = self._columns
+        if runs is None:
+            from .ragged import Columns
+
+            runs = Columns(self.graph, self.store, self.means, self._arranged(), self.run)
+            with self._lock:
+                self._columns = runs
+        return runs.run(named, wanted)
+
+    def _arranged(self) -> Arrangement:
+        """How sequences become calls."""
+        from .many import Arrangement
+
         with self._lock:
             if self._arrangement is None:
                 self._arrangement = Arrangement.of(self.graph, self.store, self.means)
-        calls = Calls(self._named, self._checked, lambda feeds: self.run(feeds, wanted))
-        return run_many(sequences, self._arrangement, calls, batch, ahead, progress)
+            return self._arrangement
 
     def stream(self, batch: int = 1, constants: Mapping[str, Any] | None = None) -> Stream:
         """A stream of ``batch`` rows: owns state and buffers, shares the weights.

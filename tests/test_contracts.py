@@ -126,6 +126,8 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "trace": {*_VALUES, "calls", "pages", "passes", "program", "reference"},
 }
 MAY_IMPORT["many"] = {*_VALUES, "passes", "program"}
+MAY_IMPORT["blocks"] = {*_VALUES, "calls", "engine", "program"}
+MAY_IMPORT["ragged"] = {*_VALUES, "blocks", "feeds", "many", "passes", "program", "reference"}
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
 MAY_IMPORT["program"] |= {"pages", "precision"}
