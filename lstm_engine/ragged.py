@@ -325,11 +325,12 @@ class Columns:
         """An output's column, from the results of rows in any order."""
         form = self.outputs[name]
         timed = form.steps is not None
-        inner = {array.shape[1 + timed :] for _, array in parts}
+        inner = {array.shape[1 + timed :]: int(rows[0]) for rows, array in parts if array.size or not timed}
         if len(inner) > 1:
-            raise UnsupportedModelError(
-                f"{self.graph.origin}: '{form.spec}': steps of different shapes in different rows: "
-                f"{', '.join(str(list(shape)) for shape in sorted(inner))}; run_many() takes it"
+            (usual, _), *_, (other, row) = inner.items()
+            raise InputError(
+                f"row {row}: '{form.spec}' has shape {list(other)}, where others have {list(usual)}: "
+                "that is no column; run_many() gives each by itself"
             )
         shape = next(iter(inner), tuple(size or 0 for size in form.inner))
         dtype = parts[0][1].dtype if parts else form.spec.dtype
@@ -343,7 +344,7 @@ class Columns:
             lengths[rows] = array.shape[1]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         values = np.empty((int(offsets[-1]), *shape), dtype)
-        for rows, array in parts:
+        for rows, array in ((rows, array) for rows, array in parts if array.size):
             values[offsets[rows][:, np.newaxis] + np.arange(array.shape[1])] = array
         return Ragged(values, offsets)
 
