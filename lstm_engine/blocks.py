@@ -127,6 +127,10 @@ class Blocks:
             first += share
         return results
 
+    def prepare(self) -> None:
+        """Lower the program that most calls take."""
+        self._block(MOST_ROWS, 2)
+
     def _block(self, rows: int, steps: int) -> _Block | None:
         """The program for these; that of a single step is its own: one step may be another network."""
         single = steps == 1

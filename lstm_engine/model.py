@@ -252,16 +252,20 @@ class Model:
         sizes that cannot be told ahead.
         """
         wanted = self._wanted(outputs)
-        named = self._named(columns)
+        return self.columns.run(self._named(columns), wanted)
+
+    @property
+    def columns(self) -> Columns:
+        """How columns of sequences are run. Raises UnsupportedModelError as run_ragged() does."""
+        from .ragged import Columns
+
         with self._lock:
             runs = self._columns
         if runs is None:
-            from .ragged import Columns
-
             runs = Columns(self.graph, self.store, self.means, self._arranged(), self.run)
             with self._lock:
                 self._columns = runs
-        return runs.run(named, wanted)
+        return runs
 
     def _arranged(self) -> Arrangement:
         """How sequences become calls."""

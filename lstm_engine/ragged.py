@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from .blocks import Blocks, shares_of
-from .errors import InputError, LstmEngineError, UnsupportedModelError, listed
+from .errors import InputError, LstmEngineError, UnsupportedModelError, listed, of_row
 from .feeds import converted
 from .graph import Graph, TensorSpec
 from .many import Arrangement
@@ -90,7 +90,7 @@ class Ragged:
             raise InputError(f"lengths: expected one for each of {len(self)} rows, got shape {list(kept.shape)}")
         if len(wrong := np.flatnonzero((kept < 0) | (kept > self.lengths))):
             row = int(wrong[0])
-            raise InputError(f"row {row}: length {kept[row]} lies outside 0 to its {self.lengths[row]} steps")
+            raise of_row(row, InputError(f"length {kept[row]} lies outside 0 to its {self.lengths[row]} steps"))
         return Ragged(self.values[_places(self.offsets[:-1], kept)], np.concatenate([[0], np.cumsum(kept)]))
 
 
@@ -142,6 +142,31 @@ class Form:
         """Back from to_call()'s form."""
         moved: np.ndarray = array.transpose(self._order())
         return moved if self.rows is not None else moved[np.newaxis]
+
+    def in_steps(self, column: Any) -> Ragged:
+        """A column of an input that has steps, in its own dtype. Raises InputError naming the first row at fault."""
+        spec, inner = self.spec, self.inner
+        values = converted(spec, column.values if isinstance(column, Ragged) else column)
+        if isinstance(column, Ragged):
+            offsets = column.offsets
+        elif values.ndim > 1:
+            rows, steps = values.shape[:2]
+            values, offsets = values.reshape(rows * steps, *values.shape[2:]), np.arange(rows + 1) * steps
+        else:
+            raise InputError(f"'{spec}': expected sequences: Ragged, or an array [rows, steps, …]")
+        if values.shape[1:] == inner:
+            return Ragged(np.ascontiguousarray(values), offsets)
+        if values.ndim > 1:
+            raise InputError(f"'{spec}': expected steps of shape {list(inner)}, got {list(values.shape[1:])}")
+        width = max(1, prod(size or 0 for size in inner))
+        lengths = np.diff(offsets)
+        if len(wrong := np.flatnonzero(lengths % width)):
+            row = int(wrong[0])
+            got = f"{lengths[row]} numbers are no whole steps of {width} (shape {list(inner)})"
+            raise of_row(row, InputError(f"'{spec}': {got}"))
+        held = np.ascontiguousarray(values[offsets[0] : offsets[-1]])
+        shape = (len(held) // width, *(size or 0 for size in inner))
+        return Ragged(held.reshape(shape), (offsets - offsets[0]) // width)
 
     def shape_of(self, rows: int, steps: int) -> tuple[int, ...]:
         """The shape that a call's array has."""
@@ -221,6 +246,11 @@ class Columns:
         except LstmEngineError:  # run() says what of, if it has no other way either
             return None
 
+    def prepare(self) -> None:
+        """Pack the weights, as the first run would."""
+        if self._blocks is not None:
+            self._blocks.prepare()
+
     def run(self, columns: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Column]:
         """All rows. Raises InputError naming the first row that cannot be run."""
         if several := [name for name in wanted if self.outputs[name].steps == SEVERAL]:
@@ -254,6 +284,8 @@ class Columns:
                 else:
                     given[name] = _fitted(form, columns[name])
             except InputError as fault:
+                if fault.row is not None:
+                    raise
                 faults.append(str(fault))
         counts = {name: len(column) for name, column in given.items()}
         if len(set(counts.values())) > 1:
@@ -293,8 +325,7 @@ class Columns:
             try:
                 singles.append(self._call(part, shared, wanted))
             except LstmEngineError as fault:
-                located = type(fault)(f"row {row}: {fault}")
-                raise located from fault
+                raise of_row(row, fault) from fault
         return _joined(singles)
 
     def _by_block(self, laid: Arrays, wanted: Sequence[str]) -> Arrays | None:
@@ -328,10 +359,8 @@ class Columns:
         inner = {array.shape[1 + timed :]: int(rows[0]) for rows, array in parts if array.size or not timed}
         if len(inner) > 1:
             (usual, _), *_, (other, row) = inner.items()
-            raise InputError(
-                f"row {row}: '{form.spec}' has shape {list(other)}, where others have {list(usual)}: "
-                "that is no column; run_many() gives each by itself"
-            )
+            shapes = f"'{form.spec}' has shape {list(other)}, where others have {list(usual)}"
+            raise of_row(row, InputError(f"{shapes}: that is no column; run_many() gives each by itself"))
         shape = next(iter(inner), tuple(size or 0 for size in form.inner))
         dtype = parts[0][1].dtype if parts else form.spec.dtype
         if not timed:
@@ -351,33 +380,14 @@ class Columns:
 
 def _fitted(form: Form, column: Any) -> Column:
     """A column as an input has it, in its own dtype. Raises InputError naming the first row that does not fit."""
-    spec, inner = form.spec, form.inner
+    if form.steps is not None:
+        return form.in_steps(column)
+    spec = form.spec
     if not isinstance(column, Ragged):
         array = converted(spec, column)
-        if form.steps is None:
-            return _rows_of(spec, inner, Ragged(array.reshape(array.size), _even(array)))
-        if array.ndim < 2:
-            raise InputError(f"'{spec}': expected sequences: Ragged, or an array [rows, steps, …]")
-        rows, steps = array.shape[:2]
-        column = Ragged(array.reshape(rows * steps, *array.shape[2:]), np.arange(rows + 1) * steps)
+        return _rows_of(spec, form.inner, Ragged(array.reshape(array.size), _even(array)))
     values = converted(spec, column.values)
-    if form.steps is None:
-        width = prod(values.shape[1:])
-        return _rows_of(spec, inner, Ragged(values.reshape(values.size), column.offsets * width))
-    if values.shape[1:] == inner:
-        return Ragged(np.ascontiguousarray(values), column.offsets)
-    if values.ndim > 1:
-        raise InputError(f"'{spec}': expected steps of shape {list(inner)}, got {list(values.shape[1:])}")
-    width = prod(size or 1 for size in inner)
-    lengths = column.lengths
-    if len(wrong := np.flatnonzero(lengths % width if width else lengths)):
-        row = int(wrong[0])
-        raise InputError(
-            f"row {row}: '{spec}': {lengths[row]} numbers are no whole steps of {width} (shape {list(inner)})"
-        )
-    held = values[column.offsets[0] : column.offsets[-1]]
-    shape = (len(held) // max(width, 1), *(size or 1 for size in inner))
-    return Ragged(np.ascontiguousarray(held).reshape(shape), (column.offsets - column.offsets[0]) // max(width, 1))
+    return _rows_of(spec, form.inner, Ragged(values.reshape(values.size), column.offsets * prod(values.shape[1:])))
 
 
 def _even(array: np.ndarray) -> np.ndarray:
@@ -392,9 +402,8 @@ def _rows_of(spec: TensorSpec, inner: tuple[int | None, ...], flat: Ragged) -> n
     sizes = tuple(size or 0 for size in inner)
     if len(wrong := np.flatnonzero(flat.lengths != prod(sizes))):
         row = int(wrong[0])
-        raise InputError(
-            f"row {row}: '{spec}': expected {prod(sizes)} numbers (shape {list(sizes)}), got {flat.lengths[row]}"
-        )
+        expected = f"expected {prod(sizes)} numbers (shape {list(sizes)})"
+        raise of_row(row, InputError(f"'{spec}': {expected}, got {flat.lengths[row]}"))
     held = flat.values[flat.offsets[0] : flat.offsets[-1]]
     return np.ascontiguousarray(held).reshape(len(flat), *sizes)
 
