@@ -191,6 +191,7 @@ def score(
         num_cpus=num_cpus,
         **options,
     )
+    scored = Dataset.copy(scored, _deep_copy=True)  # with a context of its own: the source's stays as it is
     scored.context.execution_options.preserve_order = True
     scored.context.raise_original_map_exception = True
     return scored
