@@ -142,7 +142,18 @@ MAY_IMPORT["serving"] = {"errors", "feeds", "graph", "model", "pool", "state"}
 MAY_IMPORT["ray"] = {"errors", "graph", "machine", "model", "ragged"}
 MAY_IMPORT["signals"] = set()
 MAY_IMPORT["terminal"] = {"errors"}
-MAY_IMPORT["cli"] = {*_LOWER, "model", "feeds", "generation", "session", "report", "signals", "terminal", "__version__"}
+MAY_IMPORT["cli"] = {
+    *_LOWER,
+    "model",
+    "feeds",
+    "generation",
+    "session",
+    "report",
+    "signals",
+    "terminal",
+    "ray",
+    "__version__",
+}
 
 
 def module_of(path: Path) -> str:

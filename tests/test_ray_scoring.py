@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +72,25 @@ class Nodes:
         self.cluster.shutdown()
 
 
+@contextmanager
+def short_folder() -> Iterator[str]:
+    """A folder with a name that sockets in it may have."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if Path("/tmp").is_dir() else None)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if Path("/tmp").is_dir() else None)  # sockets want short names
-    with pytest.MonkeyPatch.context() as patch:
+    with short_folder() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        patch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # by default a crowd, for a machine of few cores
         nodes = Nodes()
         yield nodes
         nodes.close()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def drawn(rows: int, width: int = 3, seed: int = 0, most: int = 20) -> Ragged:
@@ -216,6 +228,44 @@ def test_columns_that_do_not_fit_are_refused_at_once(nodes: Nodes) -> None:
         score(source, model_of(LAYER), column="x", output="y")
     with pytest.raises(le.InputError, match="this model is loaded, in float32"):
         score(source, model_of(TAGGER), column="x", precision="int8")
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def command(words: list[Any], environment: dict[str, str]) -> tuple[int, str, str]:
+    line = [sys.executable, "-m", "lstm_engine", "score", *map(str, words)]
+    done = subprocess.run(line, env=environment, capture_output=True, encoding="utf-8", timeout=200)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_scores_files(nodes: Nodes, tmp_path: Path, warm_environment: dict[str, str]) -> None:
+    x = drawn(50)
+    (tmp_path / "tagger.onnx").write_bytes(TAGGER.model())
+    pq.write_table(pa.table({"id": list(range(50)), "x": array_of(x), "n": ["n"] * 50}), tmp_path / "x.parquet")
+    given = [tmp_path / "tagger.onnx", tmp_path / "x.parquet", tmp_path / "out", "--output", "y", "--key", "id"]
+    code, out, said = command([*given, "--address", nodes.cluster.address, "--workers", 2], warm_environment)
+    assert (code, out) == (0, ""), said
+    got = pq.read_table(tmp_path / "out")
+    assert got.column_names == ["id", "y"]
+    assert_column(got, "y", model_of(TAGGER).run_ragged(x)["y"])
+    code, _, said = command([*given, "--address", nodes.cluster.address], warm_environment)
+    assert code == 1
+    assert "is there already" in said
+
+
+def test_the_command_has_a_ray_of_its_own_and_leaves_nothing(tmp_path: Path, warm_environment: dict[str, str]) -> None:
+    (tmp_path / "tokens.onnx").write_bytes(TOKENS.model())
+    (tmp_path / "in.jsonl").write_text('{"id": 1, "x": [1, 2]}\n{"id": 2, "x": [3, 11]}\n', "utf-8")
+    words = [tmp_path / "tokens.onnx", tmp_path / "in.jsonl", tmp_path / "out", "-c", "x", "--workers", 1]
+    with short_folder() as folder:
+        code, out, said = command(words, {**warm_environment, "RAY_TMPDIR": folder})
+        left = [each for each in psutil.process_iter(["cmdline"]) if folder in "".join(each.info["cmdline"] or [])]
+    assert (code, out) == (1, "")
+    last = said.splitlines()[-1]
+    assert last.startswith("lstm-engine: row 1 of a block of 2 (id=2):")
+    assert last.endswith("index 11 is out of range, expected -11 to 10; nothing was done")
+    assert not left
 
 
 # --- what fails on the way --------------------------------------------------------------------------------------------
