@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         stream_generate,
     )
     from .graph import TensorSpec
+    from .library import Library, export
     from .model import Model, load
     from .pool import StreamPool
     from .ragged import Ragged
@@ -57,6 +58,7 @@ _HOMES = {
     "InferenceSession": "session",
     "InputError": "errors",
     "Likelihood": "generation",
+    "Library": "library",
     "LstmEngineError": "errors",
     "MissingExtraError": "errors",
     "Model": "model",
@@ -75,6 +77,7 @@ _HOMES = {
     "UnsupportedModelError": "errors",
     "Vocabulary": "generation",
     "beam_search": "generation",
+    "export": "library",
     "generate": "generation",
     "generate_many": "generation",
     "load": "model",
@@ -88,6 +91,7 @@ __all__ = [
     "BusyError",
     "InferenceSession",
     "InputError",
+    "Library",
     "Likelihood",
     "LstmEngineError",
     "MissingExtraError",
@@ -108,6 +112,7 @@ __all__ = [
     "Vocabulary",
     "__version__",
     "beam_search",
+    "export",
     "generate",
     "generate_many",
     "load",

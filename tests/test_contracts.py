@@ -142,18 +142,12 @@ MAY_IMPORT["serving"] = {"errors", "feeds", "graph", "model", "pool", "state"}
 MAY_IMPORT["ray"] = {"errors", "graph", "machine", "model", "ragged"}
 MAY_IMPORT["signals"] = set()
 MAY_IMPORT["terminal"] = {"errors"}
+MAY_IMPORT["library"] = {*_LOWER, "model", "__version__"}
+MAY_IMPORT["runtime"] = {"errors", "state"}
 MAY_IMPORT["cli"] = {
-    *_LOWER,
-    "model",
-    "feeds",
-    "generation",
-    "session",
-    "report",
-    "signals",
-    "terminal",
-    "ray",
+    *_LOWER, "model", "feeds", "generation", "library", "session", "report", "signals", "terminal", "ray",
     "__version__",
-}
+}  # fmt: skip
 
 
 def module_of(path: Path) -> str:
@@ -285,7 +279,7 @@ def test_exports() -> None:
         "load", "Model", "Stream", "State", "InferenceSession", "Sampler", "generate", "stream_generate", "generate_many",
         "beam_search", "score", "Vocabulary", "Piece", "Beam", "Likelihood", "TensorSpec", "LstmEngineError",
         "ModelFormatError", "UnsupportedModelError", "InputError", "StreamingError", "StateError",
-        "TargetError",
+        "TargetError", "MissingExtraError", "Ragged",
     }  # fmt: skip
     assert wanted <= set(le.__all__)
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", le.__version__)

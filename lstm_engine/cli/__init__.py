@@ -19,6 +19,7 @@ import typer
 
 from .. import __version__
 from .describing import bench, explain, inspect, verify
+from .exporting import export
 from .generating import generate
 from .preparing import convert, warm_up
 from .running import run
@@ -26,7 +27,7 @@ from .scoring import score
 from .streaming import stream
 
 #: In the order of --help; a command is called as its function is, with '-' for '_'.
-_COMMANDS: Final = (inspect, convert, verify, bench, warm_up, explain, run, stream, generate, score)
+_COMMANDS: Final = (inspect, convert, verify, bench, warm_up, explain, run, stream, generate, export, score)
 
 app = typer.Typer(
     name="lstm-engine",

@@ -18,6 +18,7 @@ in any order; the scales meet the sum at its end.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from llvmlite import ir
@@ -66,13 +67,29 @@ def _rows(values: list[ir.Value], vectors: int) -> Sums:
     return [values[first : first + vectors] for first in range(0, len(values), vectors)]
 
 
+#: Lines of the next weights asked for ahead of a cell (bench row `step-h128`: 32 gain a twentieth).
+LINES_AHEAD = 32
+
+
+def _held_at_once(v: Lanes, rows: int, vectors: int) -> list[range]:
+    """Vectors of ``rows`` sums each that are made together: all, unless registers are far too few for their sums.
+
+    Then a fifth of the registers is left for weights and factors.
+    """
+    room, one = target().registers * target().vector_bytes, rows * v.vector_bytes
+    count = 1 if vectors * one <= room else -(-vectors // max(1, room * 4 // 5 // one))
+    bounds = [vectors * k // count for k in range(count + 1)]
+    return [range(first, last) for first, last in pairwise(bounds)]
+
+
 class Floats:
     """Weights of the element type."""
 
     most_rows = 6  # that share a pass over the weights
 
-    def __init__(self, v: Lanes) -> None:
+    def __init__(self, v: Lanes, lines_ahead: int = LINES_AHEAD) -> None:
         self.v = v
+        self.lines_ahead = lines_ahead
 
     def add(self, b: ir.IRBuilder, sums: Sums, w: ir.Value, part: Part) -> tuple[Sums, ir.Value]:
         """sums[m][g] += Σ_k x[m, k]·w[k, g]; also the address behind the weights of the part."""
@@ -90,18 +107,28 @@ class Floats:
     ) -> tuple[Sums, ir.Value]:
         """sums[m][g] += Σ_k x·w[k, g] with x at the address elements(k)[m]."""
         v, vectors = self.v, len(sums[0])
+        line = int64(vectors * v.vector_bytes)
 
-        def body(k: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
-            at, *flat = values
-            weights = [v.load(b, b.add(at, int64(g * v.vector_bytes))) for g in range(vectors)]
-            made = []
-            for place, row in zip(elements(k), _rows(flat, vectors), strict=True):
-                factor = v.broadcast(b, place)
-                made += [v.fma(b, factor, weight, total) for weight, total in zip(weights, row, strict=True)]
-            return [b.add(at, int64(vectors * v.vector_bytes)), *made]
+        def of(columns: range) -> list[ir.Value]:
+            """The address behind the weights, and the sums of some neighbouring vectors."""
 
-        end, *flat = repeated(b, depth, [w, *_flat(sums)], body)
-        return _rows(flat, vectors), end
+            def body(k: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
+                at, *flat = values
+                weights = [v.load(b, b.add(at, int64(g * v.vector_bytes))) for g in columns]
+                made = []
+                for place, row in zip(elements(k), _rows(flat, len(columns)), strict=True):
+                    factor = v.broadcast(b, place)
+                    made += [v.fma(b, factor, weight, total) for weight, total in zip(weights, row, strict=True)]
+                return [b.add(at, line), *made]
+
+            return repeated(b, depth, [w, *(row[g] for row in sums for g in columns)], body)
+
+        made: Sums = [[] for _ in sums]
+        for columns in _held_at_once(v, len(sums), vectors):
+            end, *flat = of(columns)
+            for row, values in zip(made, _rows(flat, len(columns)), strict=True):
+                row += values
+        return made, end
 
     def activations(self) -> tuple[Any, Any]:
         """prepare(room, x, x_stride, width, unit, rows): rows as the products take them; and their stride."""
@@ -365,7 +392,7 @@ def quantised_row(v: Lanes, b: ir.IRBuilder, to: ir.Value, x: ir.Value, width: i
     repeated(b, vectors, [], rounded)
 
 
-def weights_of(precision: str, v: Lanes) -> Floats:
+def weights_of(precision: str, v: Lanes, lines_ahead: int = LINES_AHEAD) -> Floats:
     """The form of a precision on the processor that code is made for."""
     halves = Pairs if target().bf16 else Halves
-    return {"bfloat16": halves, "int8": Bytes}.get(precision, Floats)(v)
+    return {"bfloat16": halves, "int8": Bytes}.get(precision, Floats)(v, lines_ahead)
