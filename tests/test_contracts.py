@@ -344,9 +344,13 @@ for name in MODULES:
         del sys.modules[loaded]
     try:
         importlib.import_module(name)
+    except ModuleNotFoundError as fault:
+        if fault.name not in EXTRAS or not name.startswith("lstm_engine.ray."):
+            raise
     except Exception as fault:
         raise SystemExit(f"{name}: {fault!r}")
 """
+    code = code.replace("EXTRAS", '("ray", "pyarrow")')
     shares = [code.replace("MODULES", repr(modules[first::2])) for first in range(2)]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda share: child(share, fresh_environment), shares))

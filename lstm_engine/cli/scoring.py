@@ -64,7 +64,7 @@ def score(
 ) -> None:
     """Score a data set on Ray: every row's sequence becomes what the model makes of it, in order, beside its keys.
 
-    Needs the extra: pip install 'lstm-engine[ray]'.
+    Needs the extra: pip install 'lstm_engine[ray]'.
     """
     from ..ray import require
 
@@ -128,8 +128,7 @@ def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
         settings["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True):  # and forgotten
         ray = importlib.import_module("ray")
         importlib.import_module("ray.data")
         for name in ("ray", "ray.data"):
