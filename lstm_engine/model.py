@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 PRECISIONS_ASKED: Final = ("float32", "bfloat16", "int8")
 _MOST_PROGRAMS: Final = 16  # kept at a time, least recently used first to go
-_MOST_CALLS: Final = 256  # prepared calls kept; all go when there are more
+_MOST_CALLS: Final = 1024  # prepared calls kept, those of a set of many lengths too; all go when there are more
 
 
 def load(
