@@ -265,8 +265,8 @@ def check(one: Path, other: Path) -> None:
         assert np.concatenate(first).tobytes() == np.concatenate(second).tobytes(), f"'{name}' differs"
 
 
-def blocks_of_a_job(on_ray: OnRay, counts: tuple[int, int], rounds: int) -> tuple[float, float]:
-    """Seconds that a further block of few rows takes a job, and those that a Scorer takes for it in this process."""
+def a_block(on_ray: OnRay, count: int, rounds: int) -> tuple[float, float]:
+    """Seconds from a block of few rows to the next of a running job, and those of a Scorer for it in this process."""
     import pyarrow as pa
 
     from lstm_engine.ray import score
@@ -275,21 +275,21 @@ def blocks_of_a_job(on_ray: OnRay, counts: tuple[int, int], rounds: int) -> tupl
 
     x = array_of(np.zeros((64, FEWEST, INPUTS), np.float32))
     table = pa.table({"id": np.arange(64), "x": x})
-    spent: dict[int, list[float]] = {count: [] for count in counts}
+    spent = []
     for _ in range(rounds):
-        for count in counts:
-            blocks = on_ray.ray.data.from_arrow([table] * count)
-            begin = time.perf_counter()
-            score(blocks, on_ray.model, column="x", output="y", concurrency=on_ray.workers).materialize()
-            spent[count].append(time.perf_counter() - begin)
-    few, many = counts
-    through = (statistics.median(spent[many]) - statistics.median(spent[few])) / (many - few)
+        blocks = on_ray.ray.data.from_arrow([table] * count)
+        scored = score(blocks, on_ray.model, column="x", output="y", concurrency=on_ray.workers)
+        batches = iter(scored.iter_batches(batch_size=None, batch_format="pyarrow"))
+        next(batches)
+        begin = time.perf_counter()
+        further = sum(1 for _ in batches)
+        spent.append((time.perf_counter() - begin) / further)
     scorer = Scorer(on_ray.ray.put(Shared.of(on_ray.model)), Plan.of(on_ray.model, "x", "y", None, None), 1)
     scorer(table)
     begin = time.perf_counter()
     for _ in range(50):
         scorer(table)
-    return through, (time.perf_counter() - begin) / 50
+    return statistics.median(spent), (time.perf_counter() - begin) / 50
 
 
 class Holder:
@@ -392,7 +392,7 @@ def measured(place: Path, rows: int, rounds: int, workers: int) -> dict[str, Any
             jobs[name].append(timed(side, data, targets[name]))
         check(*targets.values())
     found["jobs"] = {name: [asdict(each) for each in every] for name, every in jobs.items()}
-    found["block"], found["block_in_process"] = blocks_of_a_job(sides["ray"], (8, 264), rounds)  # type: ignore[arg-type]
+    found["block"], found["block_in_process"] = a_block(sides["ray"], 400, rounds)  # type: ignore[arg-type]
     found["weights"], found["private"] = sharing(sides["ray"], LARGE)  # type: ignore[arg-type]
     for side in sides.values():
         side.close()
