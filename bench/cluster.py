@@ -186,14 +186,15 @@ PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 def below(pid: int) -> list[int]:
     """A process's descendants."""
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        for task in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
-            with suppress(OSError):
-                children = [int(child) for child in task.read_text().split()]
-                found += children
-                waiting += children
+    children: dict[int, list[int]] = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with suppress(OSError):  # it has ended
+                parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(process.name))
+    found = [*children.get(pid, ())]
+    for each in found:  # grows as it goes
+        found += children.get(each, ())
     return found
 
 
@@ -221,7 +222,7 @@ class Watch:
         self.cpu = sum(spent - self._before.get(pid, 0.0) for pid, spent in self._spent.items())
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.2):
+        while not self._stop.wait(0.5):
             self._look()
 
     def _look(self) -> None:
