@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import (
         BusyError,
+        ClusterError,
         InputError,
         LstmEngineError,
         ModelFormatError,
@@ -52,6 +53,7 @@ _HOMES = {
     "AsyncStream": "serving",
     "Beam": "generation",
     "BusyError": "errors",
+    "ClusterError": "errors",
     "InferenceSession": "session",
     "InputError": "errors",
     "Likelihood": "generation",
@@ -82,6 +84,7 @@ __all__ = [
     "AsyncStream",
     "Beam",
     "BusyError",
+    "ClusterError",
     "InferenceSession",
     "InputError",
     "Likelihood",
