@@ -9,14 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .clients import AsyncRayPool, AsyncRayStream, Drawn
     from .stores import ActorStore, FolderStore
-    from .streams import AsyncRayPool, AsyncRayStream, Drawn, RayPool, RayStream
+    from .streams import RayPool, RayStream
 
 _HOMES = {
     "ActorStore": "stores",
-    "AsyncRayPool": "streams",
-    "AsyncRayStream": "streams",
-    "Drawn": "streams",
+    "AsyncRayPool": "clients",
+    "AsyncRayStream": "clients",
+    "Drawn": "clients",
     "FolderStore": "stores",
     "RayPool": "streams",
     "RayStream": "streams",

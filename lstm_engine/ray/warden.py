@@ -56,6 +56,7 @@ class Warden:
         self._shards: dict[str, Any] = {}
         self._waking: dict[str, asyncio.Task[None]] = {}
         self._begun: asyncio.Task[None] | None = None
+        self._first = False  # whether this process is the pool's first warden
         self._quiet_until = 0.0
         self._changing = asyncio.Lock()
 
@@ -66,6 +67,7 @@ class Warden:
         await asyncio.to_thread(self.store.put, _MODEL, time.time_ns(), parcel.to_bytes())
         self.roster = Roster((await self._saved())["number"] + 1)
         await self._save(self.roster, _members(actors))
+        self._first = True
         await self._ready()
 
     async def _ready(self) -> None:
@@ -82,7 +84,7 @@ class Warden:
         self.roster = Roster(saved["number"] + 1, {}, saved["pins"])
         model = await asyncio.to_thread(self.store.get, _MODEL)
         self._parcel = ray.put(Parcel.from_bytes(model or b""))
-        if ray.get_runtime_context().was_current_actor_reconstructed:
+        if not self._first:
             self._quiet_until = time.monotonic() + self.settings.lease
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
