@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import ray
@@ -25,7 +26,7 @@ from ..generation.stops import Stop, parsed_stops
 from ..generation.tokens import Ids, TokenModel
 from ..model import Model
 from ..state import State
-from .asks import Answer, Ask, Do, Drawing, Is
+from .asks import Answer, Ask, Do, Drawing, Is, packed, unpacked
 from .parcels import Parcel
 from .rosters import Grant, Roster, shard_name, warden_name
 from .shard import RECALLED, Settings
@@ -37,6 +38,7 @@ _MOST_ASKS: Final = 1024  # that one call takes along
 _CALLS: Final = 2  # of steps, to one actor, at a time: while one is computed the next one travels
 _LONG_CALLS: Final = 16
 _LONG: Final = frozenset({Do.FEED, Do.DRAW})  # these would keep steps waiting
+_MOST_HOMES: Final = 1 << 16  # that are remembered
 _PAUSES: Final = (0.01, 0.5)  # seconds between attempts: the first, the longest
 _REMEMBERED: Final = "stream {0!r}: tokens drawn behind step {1} are asked for, the oldest that is known is of step {2}"
 
@@ -67,7 +69,7 @@ class AsyncRayPool:
 
     def __init__(self, name: str, namespace: str, warden: Any, settings: Settings, patience: float) -> None:
         self.name, self.namespace, self.settings, self.patience = name, namespace, settings, patience
-        self.roster = Roster()
+        self._adopt(Roster())
         self._warden = warden
         self._made: _Made | None = None
         self._shards: dict[str, Any] = {}
@@ -202,8 +204,12 @@ class AsyncRayPool:
             self._refreshing = asyncio.get_running_loop().create_task(self._asked("present"))
         grant = await asyncio.shield(self._refreshing)
         if grant.roster.number >= self.roster.number:
-            self.roster = grant.roster
+            self._adopt(grant.roster)
         return grant
+
+    def _adopt(self, roster: Roster) -> None:
+        self.roster = roster
+        self._home = lru_cache(_MOST_HOMES)(roster.home)
 
     async def _until_complete(self, actors: int = 1) -> None:
         """Wait until the roster is settled, with so many members."""
@@ -221,7 +227,7 @@ class AsyncRayPool:
 
     async def _answer(self, ask: Ask) -> Answer:
         """What the stream's home answers; LATER where it does not."""
-        member = self.roster.home(ask.key)
+        member = self._home(ask.key)
         if member is None:
             return Answer(Is.LATER, "no actor is on duty")
         key = member, ask.do in _LONG
@@ -285,7 +291,8 @@ class _Line:
     async def _answers(self, asks: list[Ask]) -> list[Answer]:
         try:
             shard = await self.pool._shard(self.member)
-            answers: list[Answer] = await asyncio.wait_for(shard.serve.remote(asks), self.pool.settings.timeout * 2)
+            said = await asyncio.wait_for(shard.serve.remote(packed(asks)), self.pool.settings.timeout * 2)
+            answers: list[Answer] = unpacked(said)
         except (RayActorError, RayTaskError, GetTimeoutError, asyncio.TimeoutError, ValueError) as fault:
             self.pool._shards.pop(self.member, None)
             return [Answer(Is.LATER, f"actor {self.member}: {type(fault).__name__}: {fault}")] * len(asks)

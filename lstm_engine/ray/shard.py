@@ -9,12 +9,13 @@ gets another client), the answer is part of it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
@@ -28,7 +29,7 @@ from ..generation import Sampler
 from ..generation.tokens import TokenModel, rows_for
 from ..serving import AsyncPool, AsyncStream
 from ..state import State
-from .asks import Answer, Ask, Do, Drawing, Is
+from .asks import Answer, Ask, Do, Drawing, Is, packed, unpacked
 from .records import Record, Reply
 from .rosters import Grant, Report, Roster, warden_name
 from .stores import Store
@@ -101,6 +102,7 @@ class Shard:
         self.seen = -1
         self.serves_until = -1.0
         self.held: dict[str, Held] = {}
+        self.leaving: set[str] = set()  # keys of those whose home is elsewhere by now
         self.writer = Writer(store)
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._begun: asyncio.Task[None] | None = None
@@ -123,6 +125,7 @@ class Shard:
         pool = await asyncio.to_thread(model.pool)
         self.pool = AsyncPool(pool, max_batch=self.settings.max_batch)
         await self.pool.__aenter__()
+        gc.freeze()  # what has been imported stays: looking through it again and again would take as long as the steps
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
     # --- being on duty -----------------------------------------------------------------------------------------------
@@ -164,8 +167,8 @@ class Shard:
     async def _adopt(self, roster: Roster, settled: bool) -> None:
         """Act by a roster: hand over whose home is elsewhere."""
         self.roster, self.settled = roster, settled
-        leaving = [held for held in self.held.values() if roster.home(held.key) != self.member]
-        await asyncio.gather(*(self._hand_over(held) for held in leaving))
+        self.leaving = {key for key in self.held if roster.home(key) != self.member}
+        await asyncio.gather(*(self._hand_over(self.held[key]) for key in self.leaving))
         self.seen = roster.number
 
     async def _hand_over(self, held: Held) -> None:
@@ -186,14 +189,16 @@ class Shard:
             await held.stream.close()
 
     def _on_duty(self, key: str) -> bool:
-        return time.monotonic() < self.serves_until and self.roster.home(key) == self.member
+        if time.monotonic() >= self.serves_until:
+            return False
+        return key not in self.leaving if key in self.held else self.roster.home(key) == self.member
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    async def serve(self, asks: Sequence[Ask]) -> list[Answer]:
+    async def serve(self, asks: bytes) -> bytes:
         """Answers to requests, in their order; those of different streams run side by side."""
         await self.wake()
-        return [*await asyncio.gather(*map(self._answer, asks))]
+        return packed([*await asyncio.gather(*map(self._answer, unpacked(asks)))])
 
     async def generating(self) -> TokenModel:
         """How the model generates. Raises InputError where it does not."""
