@@ -137,6 +137,7 @@ for _top in ("generation", "session", "onnx_backend"):
     MAY_IMPORT[_top] = {*_LOWER, "model", "feeds"}
 MAY_IMPORT["report"] = {*_LOWER, "model", "feeds", "generation"}
 MAY_IMPORT["serving"] = {"errors", "feeds", "graph", "model", "pool", "state"}
+MAY_IMPORT["ray"] = {*_LOWER, "model", "feeds", "generation", "serving"}
 MAY_IMPORT["signals"] = set()
 MAY_IMPORT["terminal"] = {"errors"}
 MAY_IMPORT["cli"] = {*_LOWER, "model", "feeds", "generation", "session", "report", "signals", "terminal", "__version__"}

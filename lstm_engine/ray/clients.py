@@ -11,7 +11,7 @@ import random
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,6 +59,7 @@ class _Made:
     store: Store
     warden: Any
     detached: bool
+    actors: int
 
 
 class AsyncRayPool:
@@ -111,7 +112,7 @@ class AsyncRayPool:
         made = await asyncio.to_thread(_start, parcel, settings, actors, store, num_cpus, detached)
         pool = cls(name, namespace, made.warden, settings, patience)
         pool._made = made
-        await pool._until_complete()
+        await pool._until_complete(made.actors)
         return pool
 
     @classmethod
@@ -291,12 +292,24 @@ class _Line:
     async def _answers(self, asks: list[Ask]) -> list[Answer]:
         try:
             shard = await self.pool._shard(self.member)
-            said = await asyncio.wait_for(shard.serve.remote(packed(asks)), self.pool.settings.timeout * 2)
-            answers: list[Answer] = unpacked(said)
+            answers: list[Answer] = unpacked(await self._reached(shard.serve.remote(packed(asks))))
         except (RayActorError, RayTaskError, GetTimeoutError, asyncio.TimeoutError, ValueError) as fault:
             self.pool._shards.pop(self.member, None)
             return [Answer(Is.LATER, f"actor {self.member}: {type(fault).__name__}: {fault}")] * len(asks)
         return answers
+
+    async def _reached(self, call: Awaitable[bytes]) -> bytes:
+        """What an actor says, as long as it is the one on duty: one that is cut off says nothing for a long time."""
+        pool, joined = self.pool, self.pool.roster.joined.get(self.member)
+        task = asyncio.ensure_future(call)
+        try:
+            while not (await asyncio.wait({task}, timeout=pool.settings.lease))[0]:
+                await pool._refresh()
+                if pool.roster.joined.get(self.member) != joined:
+                    raise asyncio.TimeoutError("it has been given up")
+            return await task
+        finally:
+            task.cancel()
 
 
 class AsyncRayStream:
@@ -553,4 +566,4 @@ def _start(
     shards = {"num_cpus": num_cpus, "scheduling_strategy": "SPREAD"}
     warden = ray.remote(Warden).options(**options).remote(store, settings, shards)
     ray.get(warden.start.remote(parcel, count))
-    return _Made(settings.name, store, warden, detached)
+    return _Made(settings.name, store, warden, detached, count)

@@ -147,7 +147,7 @@ def _sync_folder(folder: Path) -> None:
 
 # --- actors ----------------------------------------------------------------------------------------------------------
 
-_CALL: Final = 30.0  # seconds that a keeper may take
+_CALL: Final = 10.0  # seconds that a keeper may take
 _AGAIN: Final = 0.5  # seconds
 _CPUS: Final = 0.01  # a keeper waits more than it computes
 
