@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -39,6 +40,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 READINGS = NetCase(hidden=(17, 9), head="dense")
 BYTES = replace(READINGS, precision="int8")
 TOKENS = NetCase(vocabulary=11, hidden=(16,), head="dense_softmax")
+GUIDES = Path(__file__).resolve().parent.parent / "guides"
 LEASE = 1.5
 EVERY = 4
 NODE: dict[str, Any] = {"num_cpus": 8, "object_store_memory": 100_000_000}
@@ -47,8 +49,10 @@ NODE: dict[str, Any] = {"num_cpus": 8, "object_store_memory": 100_000_000}
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
-        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        here = Path(__file__).resolve().parent
+        paths = [str(here), str(GUIDES), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))  # actors know a store that is made here
+        patch.syspath_prepend(GUIDES)
         yield from started_cluster()
 
 
@@ -527,6 +531,47 @@ def test_tokens_are_drawn_where_the_stream_lives(cluster: Cluster) -> None:
 def test_a_model_of_readings_draws_no_tokens(pool: RayPool) -> None:
     with pool.open("readings") as stream, pytest.raises(le.InputError, match="does not generate"):
         next(stream.generate([1], max_tokens=1))
+
+
+def test_a_web_socket_is_sent_its_tokens_though_replicas_and_actors_die(cluster: Cluster) -> None:
+    serve_tokens = pytest.importorskip("serve_tokens")
+    pytest.importorskip("websockets")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve_tokens.serve.start(http_options={"port": port})
+    try:
+        serve_tokens.start(actors=2, lease=LEASE, num_cpus=0.5)
+        pool = RayPool.attach(serve_tokens.POOL)
+
+        async def one(k: int) -> list[str]:
+            found = []
+            url = f"ws://127.0.0.1:{port}/generate"
+            async for text in serve_tokens.ask(url, f"text {k}", "def ", 400, seed=k):
+                found.append(text)
+                if k == 0 and len(found) == 60:
+                    await asyncio.to_thread(kill_replicas)
+                if k == 0 and len(found) == 120:
+                    await asyncio.to_thread(kill_home, pool, "text 0")
+            return found
+
+        async def all_of_them() -> list[list[str]]:
+            return [*await asyncio.gather(*map(one, range(4)))]
+
+        found = asyncio.run(all_of_them())
+        for k, texts in enumerate(found):
+            sampler = le.Sampler(temperature=0.7, seed=k)
+            stream = le.load(serve_tokens.MODEL).stream()
+            assert texts == [*le.generate(stream, "def ", max_tokens=400, sampler=sampler)]
+        pool.shutdown()
+    finally:
+        serve_tokens.serve.shutdown()
+
+
+def kill_replicas() -> None:
+    for state in ray._private.state.actors().values():
+        if state["Name"].startswith("SERVE_REPLICA") and state["State"] == "ALIVE":
+            os.kill(state["Pid"], signal.SIGKILL)
 
 
 # --- its parts --------------------------------------------------------------------------------------------------------
