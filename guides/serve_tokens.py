@@ -60,12 +60,13 @@ class Tokens:
     async def answers(self, asked: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """What a request is sent."""
         try:
-            sampler = le.Sampler(temperature=asked.get("temperature", 1.0), seed=asked.get("seed"))
             stream = await (await self.pool()).open(asked["stream"])
-            prompt = asked["prompt"] if stream.steps == 0 else None  # a stream that has begun goes on
-            tokens = stream.generate(
-                prompt, max_tokens=asked.get("max_tokens", 200), sampler=sampler, after=asked.get("after")
-            )
+            count, after = asked.get("max_tokens", 200), asked.get("after")
+            if stream.steps == 0:
+                sampler = le.Sampler(temperature=asked.get("temperature", 1.0), seed=asked.get("seed"))
+                tokens = stream.generate(asked["prompt"], max_tokens=count, sampler=sampler, after=after)
+            else:  # it has begun, and goes on with the sampler that it has
+                tokens = stream.generate(max_tokens=count, after=after)
             async for drawn in tokens:
                 yield {"number": drawn.number, "text": drawn.text}
             await stream.close()

@@ -374,7 +374,8 @@ class AsyncRayStream:
     ) -> AsyncIterator[Drawn]:
         """Token after token, drawn where the stream lives: those of generate() with the same sampler.
 
-        ``prompt``: None goes on behind the token drawn last, with the sampler that the stream has. ``stop``: token ids.
+        ``prompt``: None goes on behind the token drawn last. ``sampler``: one more begins; None goes on with that of
+        the stream where it goes on, else it is Sampler(). ``stop``: token ids.
         ``after``: only those of later steps than this: what a client before had got; the stream may stand before or
         behind it. ``piece``: tokens of one request.
 
@@ -505,7 +506,8 @@ class AsyncRayStream:
         start = [] if prompt is None else tokens.prompt_ids(prompt)
         stops, _ = parsed_stops(stop, tokens.vocabulary, False)
         if prompt is not None:
-            sampler = Sampler() if sampler is None else copy.copy(sampler)  # the caller's may draw on
+            sampler = Sampler() if sampler is None else sampler
+        sampler = copy.copy(sampler)  # the caller's may draw on
         vocabulary, left = tokens.vocabulary, max_tokens
         spell = None if vocabulary is None else vocabulary.speller(start)
 
