@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         stream_generate,
     )
     from .graph import TensorSpec
+    from .library import Library, export
     from .model import Model, load
     from .pool import StreamPool
     from .serving import AsyncPool, AsyncStream
@@ -57,6 +58,7 @@ _HOMES = {
     "InferenceSession": "session",
     "InputError": "errors",
     "Likelihood": "generation",
+    "Library": "library",
     "LstmEngineError": "errors",
     "Model": "model",
     "ModelFormatError": "errors",
@@ -73,6 +75,7 @@ _HOMES = {
     "UnsupportedModelError": "errors",
     "Vocabulary": "generation",
     "beam_search": "generation",
+    "export": "library",
     "generate": "generation",
     "generate_many": "generation",
     "load": "model",
@@ -87,6 +90,7 @@ __all__ = [
     "ClusterError",
     "InferenceSession",
     "InputError",
+    "Library",
     "Likelihood",
     "LstmEngineError",
     "Model",
@@ -105,6 +109,7 @@ __all__ = [
     "Vocabulary",
     "__version__",
     "beam_search",
+    "export",
     "generate",
     "generate_many",
     "load",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, Final
 
 import llvmlite.binding as llvm
@@ -38,6 +39,12 @@ def kernel(function: Callable[..., Any]) -> Any:
 
     dispatcher.get_call_template = by_types
     return dispatcher
+
+
+def written_as(callee: Any) -> FunctionType | None:
+    """The Python function that a kernel is written as; None for what is no kernel."""
+    plain = getattr(callee, "py_func", callee)
+    return plain if isinstance(plain, FunctionType) else None
 
 
 def compile_kernel(dispatcher: Any, parameters: int) -> Any:

@@ -89,6 +89,7 @@ _X86_VARIANTS: Final[Mapping[str, tuple[str, frozenset[str]]]] = MappingProxyTyp
 #: `sequence-h256-b16-bfloat16`). Those that start half as many do no more with them, and steps are slower for the
 #: rounding of rows (bench row `step-h64-bfloat16`).
 _DOUBLING: Final = ("znver",)
+_LINUX: Final = "x86_64-unknown-linux-gnu"
 _TILES: Final = frozenset({"amx-tile", "amx-int8", "amx-bf16"})
 
 
@@ -125,7 +126,7 @@ class Target:
             features=features,
             vector_bytes=64 if wide else 32 if "avx2" in enabled else 16,
             registers=32 if wide or arm else 16,
-            fma=arm or wide or "fma" in enabled,
+            fma=arm or wide or "fma" in enabled or triple.startswith(("riscv64", "thumb")),
             vnni=("avx512vnni" if wide else "avxvnni") in enabled,
             bf16=wide and "avx512bf16" in enabled and cpu.startswith(_DOUBLING),
             amx=enabled >= _TILES,
@@ -142,9 +143,34 @@ class Target:
         """Short name of the instruction set family, as `inspect` prints it."""
         if self.triple.startswith(("aarch64", "arm64")):
             return "neon"
+        if not self.triple.startswith("x86_64"):
+            return self.triple.partition("-")[0]
         if self.vector_bytes == 64:
             return "avx512"
         return "avx2" if self.fma else "x86-64"
+
+    @property
+    def small(self) -> bool:
+        """Whether memory is so scarce that code is to be short before it is fast."""
+        return self.triple.startswith("thumb")
+
+    @property
+    def tools(self) -> str:
+        """What GNU's compilers and linkers for the machine are called by."""
+        if self.small:
+            return "arm-none-eabi"
+        architecture = self.triple.partition("-")[0]
+        return f"{architecture}-w64-mingw32" if "windows" in self.triple else f"{architecture}-linux-gnu"
+
+    @property
+    def relocation(self) -> str:
+        """How an object refers to its own parts: by distance where a shared library may be made of it."""
+        return "static" if self.small else "pic"
+
+    @property
+    def calling(self) -> str:
+        """The name of the calling convention, where the triple leaves it open."""
+        return "lp64d" if self.triple.startswith("riscv64") else ""
 
     def without(self, features: Sequence[str]) -> Target:
         """The same CPU with features taken away."""
@@ -230,6 +256,41 @@ def _tiles_offered() -> bool:
     states = ctypes.c_uint64(0)
     refused = ctypes.CDLL(None).syscall(arch_prctl, supported_states, ctypes.byref(states))
     return not refused and bool(states.value & tile_data)
+
+
+#: Machines that libraries are made for, by the names that people call them: triple, CPU, features.
+TARGETS: Final[Mapping[str, tuple[str, str, str]]] = MappingProxyType(
+    {
+        "x86-64": (_LINUX, "x86-64", ""),
+        "x86-64-v3": (_LINUX, "x86-64-v3", ""),
+        "x86-64-v4": (_LINUX, "x86-64-v4", ""),
+        "aarch64": ("aarch64-unknown-linux-gnu", "cortex-a72", ""),
+        "apple-arm64": ("arm64-apple-macosx12.0.0", "apple-m1", ""),
+        "windows-x64": ("x86_64-w64-windows-gnu", "x86-64-v3", ""),
+        "riscv64": ("riscv64-unknown-linux-gnu", "generic-rv64", "+m,+a,+f,+d,+c,+v"),
+        "cortex-m7": ("thumbv7em-none-eabihf", "cortex-m7", ""),
+    }
+)
+NATIVE: Final = "native"
+
+
+def named_target(name: str) -> Target:
+    """The machine of a name: "native", one of TARGETS, or LLVM's own "triple", "triple:cpu", "triple:cpu:+feature,…".
+
+    Raises TargetError for a name that is none of these.
+    """
+    if name == NATIVE:
+        return target()
+    if name in TARGETS:
+        return Target.of(*TARGETS[name])
+    triple, _, rest = name.partition(":")
+    cpu, _, features = rest.partition(":")
+    if triple.count("-") < 2:
+        raise TargetError(
+            f"target '{name}': expected {NATIVE}, {', '.join(TARGETS)}, or LLVM's names: triple, triple:cpu or "
+            "triple:cpu:+feature,-feature"
+        )
+    return Target.of(triple, cpu or "generic", features)
 
 
 def variants(here: Target) -> list[str]:

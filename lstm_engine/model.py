@@ -162,6 +162,11 @@ class Model:
         return PRECISIONS[self.precision]
 
     @property
+    def declared(self) -> Mapping[str, str | None]:
+        """The states that load() was told of."""
+        return self._declared
+
+    @property
     def states(self) -> tuple[tuple[str, str], ...]:
         """Recognised pairs (input, output): the input is the output's past, and a stream carries it."""
         if self._states is None:

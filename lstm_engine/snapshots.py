@@ -41,25 +41,25 @@ def restore(snapshot: State, fingerprint: str, lowered: Streamable, memory: np.n
     ]
     if faults:
         raise StateError(listed("state", sorted(faults)))
-    for name, cells in _cells(lowered).items():
+    for name, parts in cells(lowered).items():
         values = np.ascontiguousarray(snapshot.arrays[name])
-        for slot, elements in cells:
+        for slot, elements in parts:
             slot_rows(memory, slot)[...] = values.reshape(-1)[elements]
 
 
 def _arrays(lowered: Streamable, memory: np.ndarray) -> dict[str, np.ndarray]:
     arrays = {}
-    for name, cells in _cells(lowered).items():
-        size = sum(elements.size for _, elements in cells)
-        flat = np.empty(size, cells[0][0].dtype)
-        for slot, elements in cells:
+    for name, parts in cells(lowered).items():
+        size = sum(elements.size for _, elements in parts)
+        flat = np.empty(size, parts[0][0].dtype)
+        for slot, elements in parts:
             flat[elements] = slot_rows(memory, slot)
-        shape = lowered.state_shapes.get(name) or (len(cells), cells[0][0].rows, cells[0][0].width)
+        shape = lowered.state_shapes.get(name) or (len(parts), parts[0][0].rows, parts[0][0].width)
         arrays[name] = flat.reshape(shape)
     return arrays
 
 
-def _cells(lowered: Streamable) -> dict[str, Cells]:
+def cells(lowered: Streamable) -> dict[str, Cells]:
     """Per state array of the model: its slots, and which elements of the flattened array each row of one is."""
     slots = {slot.key: slot for slot in lowered.program.slots}
     found: dict[str, Cells] = {}
@@ -70,7 +70,7 @@ def _cells(lowered: Streamable) -> dict[str, Cells]:
             found[key[0]] = [(slot, slot.elements)]
     if lowered.frames is not None:
         return found  # the recurrent nodes' own states live within a call
-    claimed = {slot.key for cells in found.values() for slot, _ in cells}
+    claimed = {slot.key for parts in found.values() for slot, _ in parts}
     for key, slot in slots.items():
         if key not in claimed:
             name = f"{key[0]}.{key[1]}"

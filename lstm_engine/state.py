@@ -65,6 +65,9 @@ _VERSIONS: Final = {
     2: _Version(struct.Struct("<16sQ"), _digest),
 }
 _WRITTEN: Final = max(_VERSIONS)
+#: Where the digest of what is written lies, and how long it is.
+DIGEST_PLACE: Final = _PREFIX.size
+DIGEST_BYTES: Final = 16
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from onnx import helper
 
 import lstm_engine as le
 from lstm_engine import cli, terminal
+from lstm_engine.cli import generating, streaming
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAR = ROOT / "models" / "char" / "char.onnx"
@@ -426,7 +427,7 @@ def test_windows_lines_and_a_missing_last_end(call: Callable[..., Done], folder:
 def test_lines_without_end_are_not_kept_whole(
     call: Callable[..., Done], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_LONGEST_LINE", 64)
+    monkeypatch.setattr(streaming, "_LONGEST_LINE", 64)
     text = b"1,2,3\n" + b"7" * 1000 + b"\n1,2,3\n"
     done = call("stream", folder / "lstm.onnx", "--skip-bad", stdin=text)
     assert (done.code, done.out.count("\n")) == (0, 2)
@@ -636,7 +637,7 @@ def test_generate_refuses(call: Callable[..., Done], folder: Path, tmp_path: Pat
 def test_a_missing_shipped_model_is_named(
     call: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "lstm_engine" / "cli.py"))
+    monkeypatch.setattr(generating, "__file__", str(tmp_path / "lstm_engine" / "cli" / "generating.py"))
     done = call("generate")
     assert done.code == 1
     assert "name a MODEL" in done.err

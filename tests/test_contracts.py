@@ -140,7 +140,11 @@ MAY_IMPORT["serving"] = {"errors", "feeds", "graph", "model", "pool", "state"}
 MAY_IMPORT["ray"] = {*_LOWER, "model", "feeds", "generation", "serving"}
 MAY_IMPORT["signals"] = set()
 MAY_IMPORT["terminal"] = {"errors"}
-MAY_IMPORT["cli"] = {*_LOWER, "model", "feeds", "generation", "session", "report", "signals", "terminal", "__version__"}
+MAY_IMPORT["library"] = {*_LOWER, "model", "__version__"}
+MAY_IMPORT["runtime"] = {"errors", "state"}
+MAY_IMPORT["cli"] = {
+    *_LOWER, "model", "feeds", "generation", "library", "session", "report", "signals", "terminal", "__version__",
+}  # fmt: skip
 
 
 def module_of(path: Path) -> str:

@@ -44,7 +44,7 @@ from .simd import (
     word,
     word32,
 )
-from .weights import Floats, weights_of
+from .weights import LINES_AHEAD, Floats, weights_of
 
 (
     HALT,
@@ -110,10 +110,13 @@ _NAMES: Final[Mapping[Opcode, tuple[str, ...]]] = {
 }
 
 
-def build(precision: str, opcodes: Collection[Opcode], progress: Progress) -> dict[str, Any]:
-    """The executor ("call") of a precision with the kernels of these opcodes, each compiled first."""
+def kernels_of(precision: str, lines_ahead: int = LINES_AHEAD) -> dict[str, Any]:
+    """The kernels of a precision, not yet compiled, by the names that run() and call() know them by.
+
+    ``lines_ahead``: how many lines of weights are asked for before they are needed.
+    """
     v = lanes("float64" if precision == "float64" else "float32")
-    weights = weights_of(precision, v)
+    weights = weights_of(precision, v, lines_ahead)
     product, product_narrow = product_rows(weights, 4), product_rows(weights, 1)
     floats_narrow = product_narrow if type(weights) is Floats else product_rows(Floats(v), 1)
     activate = pointwise.activation(v)
@@ -130,14 +133,24 @@ def build(precision: str, opcodes: Collection[Opcode], progress: Progress) -> di
         **integers.kernels(v),
     }
     assert set(parts) == {name for names in _NAMES.values() for name in names}, "a kernel belongs to no opcode"
+    return parts
+
+
+def build(precision: str, opcodes: Collection[Opcode], progress: Progress) -> dict[str, Any]:
+    """The executor ("call") of a precision with the kernels of these opcodes, each compiled first."""
     wanted = {name for opcode in opcodes for name in _NAMES.get(opcode, ())}
-    chosen = {name: part if name in wanted else absent for name, part in parts.items()}
+    chosen = {name: part if name in wanted else absent for name, part in kernels_of(precision).items()}
     for done, name in enumerate(sorted(wanted)):
         progress(name, done, len(wanted) + 1)
         compile_kernel(chosen[name], 2)
     progress("executor", len(wanted), len(wanted) + 1)
     chosen["run"] = kernel(_with_globals(run, chosen))
     return {"call": kernel(_with_globals(call, chosen))}
+
+
+def kernel_of(opcode: Opcode, parts: Mapping[str, Any]) -> Any:
+    """The kernel that runs an instruction."""
+    return parts[_NAMES[opcode][0]]
 
 
 @kernel
@@ -149,6 +162,11 @@ def absent(ip, cx):  # type: ignore[no-untyped-def]
 def _with_globals(function: Any, names: dict[str, Any]) -> FunctionType:
     """A copy of a function that finds ``names`` among its globals."""
     return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
+
+
+def call_with(instructions: Any) -> FunctionType:
+    """call(), with another run(): that of one program alone."""
+    return _with_globals(call, {"run": instructions})
 
 
 # The names below that no import binds are the kernels that build() puts into the globals.

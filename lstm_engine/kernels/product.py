@@ -20,9 +20,6 @@ from . import maths
 from .simd import INT64, Lanes, int64, never_inline, pointer
 from .weights import Floats, Sums, repeated
 
-#: Lines of the next weights asked for ahead of a cell (bench row `step-h128`: 32 gain a twentieth).
-AHEAD = 32
-
 
 def rows_in_registers(weights: Floats, vectors: int) -> int:
     """How many rows' accumulators fit, leaving a fifth of the registers for weights and operands."""
@@ -59,10 +56,17 @@ def _tile(weights: Floats, rows: int, vectors: int) -> Any:
 
 
 def _finish(
-    v: Lanes, b: ir.IRBuilder, z: list[ir.Value], c: ir.Value, c_new: ir.Value, out: ir.Value, following: ir.Value
+    weights: Floats,
+    b: ir.IRBuilder,
+    z: list[ir.Value],
+    c: ir.Value,
+    c_new: ir.Value,
+    out: ir.Value,
+    following: ir.Value,
 ) -> None:
     """The cell of 16 units from their pre-activations, the first lines of the weights read next asked for before."""
-    for line in range(AHEAD):
+    v = weights.v
+    for line in range(weights.lines_ahead):
         v.prefetch(b, b.add(following, int64(64 * line)))
     i, o, f, g = z
     cell, hidden = maths.cell(v, b, (i, o, f, g), v.load(b, c))
@@ -81,7 +85,7 @@ def lstm_block(weights: Floats) -> Any:
     def emit(b: ir.IRBuilder, *operands: ir.Value) -> None:
         w, x, x_depth, h, h_depth, z, c, c_new, out, following = operands
         (sums,) = _sums(weights, b, w, [z], 4, [(x, int64(0), x_depth), (h, int64(0), h_depth)])
-        _finish(v, b, sums, c, c_new, out, following)
+        _finish(weights, b, sums, c, c_new, out, following)
 
     return v.intrinsic(emit, "a" * 10, "")
 
@@ -124,7 +128,7 @@ def lstm_block_ahead(weights: Floats) -> Any:
         gates = repeated(b, b.sub(h_depth, together), gates, lambda k, held: recurrent(b.add(k, together), held))
         for m, total in zip(rows, made, strict=True):
             v.store(b, total, b.add(pre, b.mul(pre_stride, int64(m))))
-        _finish(v, b, gates, c, c_new, out, following)
+        _finish(weights, b, gates, c, c_new, out, following)
 
     return v.intrinsic(emit, "a" * 15, "")
 

@@ -15,6 +15,8 @@ Addresses are int64. Nothing here allocates.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -68,6 +70,15 @@ def call(b: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value])
     """Call an LLVM intrinsic by name."""
     function_type = ir.FunctionType(result, [a.type for a in arguments])
     return b.call(cgutils.get_or_insert_function(b.module, function_type, name), arguments)
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """An intrinsic as what writes it: emit(builder, …) of arguments of these types; ``result``: None for nothing."""
+
+    emit: Callable[..., Any]
+    arguments: Sequence[ir.Type]
+    result: ir.Type | None
 
 
 class Lanes:
@@ -195,7 +206,10 @@ class Lanes:
             value = emit(b, *values)
             return value if result else context.get_dummy_value()
 
-        return _intrinsic(len(signature_types), result_type(*signature_types), code)
+        made = _intrinsic(len(signature_types), result_type(*signature_types), code)
+        kinds = {"v": self.vector, "i": ir.VectorType(INT64, WIDTH), "s": self.scalar, "a": INT64}
+        made.emitted = Emitted(emit, [kinds[letter] for letter in arguments], kinds[result] if result else None)
+        return made
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -345,10 +359,16 @@ def _always_inline(b: ir.IRBuilder) -> None:
     b.function.attributes.add("alwaysinline")
 
 
+def _slot(b: ir.IRBuilder) -> ir.Value:
+    """Four bytes of the stack, of a function's fixed part: the stack pointer stays where it is."""
+    with b.goto_entry_block():
+        return b.alloca(INT32)
+
+
 def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
     """Treat denormals as zero from here on; the control word to restore afterwards."""
     if target().triple.startswith("x86_64"):
-        slot = b.alloca(INT32)
+        slot = _slot(b)
         call(b, "llvm.x86.sse.stmxcsr", ir.VoidType(), [slot])
         before = b.load(slot, typ=INT32)
         b.store(b.or_(before, ir.Constant(INT32, 0x8040)), slot)  # FTZ | DAZ
@@ -363,7 +383,7 @@ def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
 
 def _restore_denormals(b: ir.IRBuilder, before: ir.Value) -> None:
     if target().triple.startswith("x86_64"):
-        slot = b.alloca(INT32)
+        slot = _slot(b)
         b.store(b.trunc(before, INT32), slot)
         call(b, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [slot])
     elif target().triple.startswith(("aarch64", "arm64")):

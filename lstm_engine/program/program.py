@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, TypeAlias
@@ -92,15 +92,15 @@ class Instruction:
         """Shares that it is cut into, for helpers and the caller."""
         return int(self.fields.get(Lstm.PARTS, 1)) if self.opcode in (Opcode.LSTM, Opcode.CELL) else 1  # type: ignore[arg-type]
 
-    def encoded(self) -> np.ndarray:
-        """The instruction's words, once all buffers have their offsets."""
+    def encoded(self, place_of: Callable[[Pinned], int] = lambda pinned: pinned.address) -> np.ndarray:
+        """The instruction's words, once all buffers have their offsets; ``place_of``: of a constant, its address."""
         words = np.zeros(WORDS, np.int64)
         words[0] = self.opcode
         for index, value in self.fields.items():
             if isinstance(value, Place):
                 words[index] = value.buffer.offset + value.offset
             elif isinstance(value, Pinned):
-                words[index] = constant(value.address)
+                words[index] = constant(place_of(value))
             else:
                 words[index] = value
         return words

@@ -255,15 +255,20 @@ class Frames:
 
 
 def lower_stream(
-    graph: Graph, batch: int, declared: Mapping[str, str | None] | None, store: Store, means: Means
+    graph: Graph,
+    batch: int,
+    declared: Mapping[str, str | None] | None,
+    store: Store,
+    means: Means,
+    block: int | None = None,
 ) -> Streamable:
-    """The program of a stream of ``batch`` rows.
+    """The program of a stream of ``batch`` rows; ``block``: most steps it computes at once, None: what serves best.
 
     Raises StreamingError if the model needs the whole sequence, naming the node; StateError where it is not certain
     what its states are; UnsupportedModelError.
     """
     try:
-        return _Streaming(graph, batch, declared, store, means).lower()
+        return _Streaming(graph, batch, declared, store, means, block).lower()
     except (InputError, ModelFormatError) as fault:  # the file fits itself (load saw to that), the batch does not
         raise StreamingError(f"{graph.origin} takes no stream of batch {batch}: {fault}") from fault
 
@@ -272,10 +277,17 @@ class _Streaming:
     """One graph about to be streamed: what is known of it, and the ways there are."""
 
     def __init__(
-        self, graph: Graph, batch: int, declared: Mapping[str, str | None] | None, store: Store, means: Means
+        self,
+        graph: Graph,
+        batch: int,
+        declared: Mapping[str, str | None] | None,
+        store: Store,
+        means: Means,
+        block: int | None,
     ) -> None:
         self.file = graph
         self.batch = batch
+        self.block = block or block_steps(batch, True)
         self.store = store
         self.means = means
         self.batch_axes, self.shapes = self._at_batch()
@@ -361,7 +373,7 @@ class _Streaming:
         time_axes = {spec.name: self.time_axes.get(spec.name) for spec in inner.inputs}
         self._check_rows(kept)
         check_no_return(self.graph, self.known, self.roles)
-        plan = Plan(True, True, block_steps(self.batch, True))
+        plan = Plan(True, True, self.block)
         if any(axis is not None for axis in time_axes.values()) and self._open():
             try:
                 self._check_branches()
