@@ -122,7 +122,9 @@ def streams(
         rows = asyncio.run(measured(model, rounds))
     finally:
         ray.shutdown()
-    out.write_text(json.dumps({"cores": os.cpu_count(), "ray": ray.__version__, "rows": rows}, indent=1) + "\n", "utf-8")
+    out.write_text(
+        json.dumps({"cores": os.cpu_count(), "ray": ray.__version__, "rows": rows}, indent=1) + "\n", "utf-8"
+    )
     print(table(rows))
 
 

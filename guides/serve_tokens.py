@@ -81,7 +81,9 @@ def start(model: str | Path = MODEL, actors: int | None = None, **options: Any) 
     serve.run(Tokens.bind(POOL), name="tokens", route_prefix="/")
 
 
-async def ask(url: str, key: str, prompt: str, max_tokens: int, seed: int, patience: float = 60.0) -> AsyncIterator[str]:
+async def ask(
+    url: str, key: str, prompt: str, max_tokens: int, seed: int, patience: float = 60.0
+) -> AsyncIterator[str]:
     """A client: pieces of text, whatever happens to the server meanwhile."""
     import websockets
 

@@ -116,9 +116,7 @@ def kill_home(pool: RayPool, key: str) -> None:
 def kill_named(name: str) -> None:
     """The process of an actor that does not say which it is."""
     (found,) = [
-        state
-        for state in ray._private.state.actors().values()
-        if state["Name"] == name and state["State"] == "ALIVE"
+        state for state in ray._private.state.actors().values() if state["Name"] == name and state["State"] == "ALIVE"
     ]
     os.kill(found["Pid"], signal.SIGKILL)
 
