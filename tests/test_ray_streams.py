@@ -239,15 +239,19 @@ def test_actors_stores_and_wardens_are_killed_at_any_time(cluster: Cluster, case
                     "store": f"{pool.name}.store.{draw.randrange(2)}",
                     "warden": warden_name(pool.name),
                 }[what]
-                until(lambda: alive(name))
+                until_alive(name)
                 kill_named(name)
-                until(lambda: alive(name))
+                until_alive(name)
             over.set()
 
         with meanwhile(kill):
             found = run_streams(pool, 120, lambda steps: steps > 20 and over.is_set())
         for k, ys in enumerate(found):
             assert_same(ys, alone(readings(k, len(ys)), case))
+
+
+def until_alive(name: str) -> None:
+    until(lambda: alive(name))
 
 
 def alive(name: str) -> bool:

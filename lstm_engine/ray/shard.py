@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import time
 import uuid
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 import ray
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError
 
 from ..errors import InputError, LstmEngineError, StateError
 from ..generation import Sampler
@@ -35,6 +36,7 @@ from .rosters import Grant, Report, Roster, warden_name
 from .stores import Store
 from .writing import Writer
 
+_LOG: Final = logging.getLogger(__name__)
 _BEATS: Final = 6  # renewals in the time of a lease
 _UNSETTLED: Final = 0.03  # seconds between them while a roster settles
 RECALLED: Final = 256  # drawn tokens that a stream remembers
@@ -112,7 +114,7 @@ class Shard:
 
     async def wake(self) -> None:
         """Begin, where that has not been done."""
-        if self._begun is None:
+        if self._begun is None or failed(self._begun):
             self._begun = asyncio.get_running_loop().create_task(self._begin())
         await asyncio.shield(self._begun)
 
@@ -131,28 +133,29 @@ class Shard:
     # --- being on duty -----------------------------------------------------------------------------------------------
 
     async def _renew(self) -> None:
-        """Keep the lease; it counts from when it was asked for."""
+        """Keep the lease, as long as there is a pool."""
         while True:
-            asked = time.monotonic()
-            joined = self.joined if asked < self.serves_until else None
-            report = Report(self.member, self.incarnation, self.node, self.seen, joined)
             try:
-                grant = await asyncio.wait_for(self._warden.renew.remote(report), self.settings.lease)
+                await self._renewed()
             except ActorDiedError:  # for good: the pool is no more
                 ray.kill(ray.get_runtime_context().current_actor)
                 return
-            except (RayActorError, asyncio.TimeoutError):
+            except Exception:  # the warden is on its way to another node, or has trouble with the store: ask again
+                _LOG.debug("actor %s has no lease", self.member, exc_info=True)
                 await asyncio.sleep(_UNSETTLED)
                 continue
-            except Exception:  # the warden's own trouble with the store
-                await asyncio.sleep(_UNSETTLED)
-                continue
-            if grant is None:
-                await self._adopt(Roster(self.roster.number), False)
-            else:
-                await self._granted(grant, asked)
-            pause = self.settings.lease / _BEATS if self.settled else _UNSETTLED
-            await asyncio.sleep(pause)
+            await asyncio.sleep(self.settings.lease / _BEATS if self.settled else _UNSETTLED)
+
+    async def _renewed(self) -> None:
+        """Ask for a lease, which counts from when it was asked for, and act by the roster that comes with it."""
+        asked = time.monotonic()
+        joined = self.joined if asked < self.serves_until else None
+        report = Report(self.member, self.incarnation, self.node, self.seen, joined)
+        grant = await asyncio.wait_for(self._warden.renew.remote(report), self.settings.lease)
+        if grant is None:
+            await self._adopt(Roster(self.roster.number), False)
+        else:
+            await self._granted(grant, asked)
 
     async def _granted(self, grant: Grant, asked: float) -> None:
         joined = grant.roster.joined.get(self.member)
@@ -434,6 +437,11 @@ class Shard:
             if token in drawing.stop:
                 break
         return drawn
+
+
+def failed(task: asyncio.Task[None]) -> bool:
+    """Whether what a task was to do is to be tried again."""
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def another_client(key: str) -> StateError:

@@ -20,12 +20,12 @@ from functools import partial
 from typing import Any, Final
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from ..errors import InputError, StateError
 from .parcels import Parcel
 from .rosters import Grant, Report, Roster, shard_name
-from .shard import Settings, Shard
+from .shard import Settings, Shard, failed
 from .stores import Store
 
 _MODEL: Final = "pool/model"
@@ -71,7 +71,7 @@ class Warden:
         await self._ready()
 
     async def _ready(self) -> None:
-        if self._begun is None:
+        if self._begun is None or failed(self._begun):
             self._begun = asyncio.get_running_loop().create_task(self._begin())
         await asyncio.shield(self._begun)
 
@@ -251,7 +251,7 @@ class Warden:
             await shard.wake.remote()
         except ActorDiedError:
             self._shards.pop(member, None)
-        except RayActorError:
+        except (RayActorError, RayTaskError):
             await asyncio.sleep(self.settings.lease / _BEATS)
 
 
