@@ -160,7 +160,7 @@ def test_a_bad_step_leaves_the_stream_as_it_was(pool: RayPool) -> None:
     xs = readings(1, 4)
     with pool.open("bad input") as stream:
         found = [stream.step(x) for x in xs[:2]]
-        for wrong in (np.zeros(READINGS.I + 1, np.float32), "x", {"y": 0.0}):
+        for wrong in (np.zeros(READINGS.I + 1, np.float32), "x", {"y": 0.0}, lambda: 0):
             with pytest.raises(le.InputError):
                 stream.step(wrong)
         with pytest.raises(le.InputError):

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from ..errors import ClusterError, InputError, LstmEngineError, StateError, listed
 from ..generation import Sampler
@@ -266,34 +266,46 @@ class _Line:
     def __init__(self, pool: AsyncRayPool, member: str, calls: int) -> None:
         self.pool, self.member, self.calls = pool, member, calls
         self.waiting: deque[tuple[Ask, asyncio.Future[Answer]]] = deque()
-        self.carrying: set[asyncio.Task[None]] = set()
+        self.under_way = 0
+        self._carriers: set[asyncio.Task[None]] = set()  # the loop itself does not keep them alive
 
     def put(self, ask: Ask) -> asyncio.Future[Answer]:
         """The answer of a request, to wait for."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         self.waiting.append((ask, future))
-        if len(self.carrying) < self.calls:
+        if self.under_way < self.calls:
+            self.under_way += 1
             task = loop.create_task(self._carry())
-            self.carrying.add(task)
-            task.add_done_callback(self.carrying.discard)
+            self._carriers.add(task)
+            task.add_done_callback(self._carriers.discard)
         return future
 
     async def _carry(self) -> None:
-        await asyncio.sleep(0)  # those who ask at the same moment go together
-        most = 1 if self.calls == _LONG_CALLS else _MOST_ASKS
-        while self.waiting:
-            batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), most))]
-            answers = await self._answers([ask for ask, _ in batch])
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+        """Call after call, as long as something waits."""
+        try:
+            await asyncio.sleep(0)  # those who ask at the same moment go together
+            most = 1 if self.calls == _LONG_CALLS else _MOST_ASKS
+            while self.waiting:
+                batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), most))]
+                answers = await self._answers([ask for ask, _ in batch])
+                for (_, future), answer in zip(batch, answers, strict=True):
+                    if not future.done():
+                        future.set_result(answer)
+        finally:
+            self.under_way -= 1  # with nothing between this and the last look at what waits
 
     async def _answers(self, asks: list[Ask]) -> list[Answer]:
         try:
+            data = packed(asks)
+        except Exception as fault:  # of what a caller gave, whatever it is
+            if len(asks) > 1:
+                return [answer for ask in asks for answer in await self._answers([ask])]
+            return [Answer(Is.FAULT, InputError(f"stream {asks[0].key!r}: the input cannot be sent: {fault}"))]
+        try:
             shard = await self.pool._shard(self.member)
-            answers: list[Answer] = unpacked(await self._reached(shard.serve.remote(packed(asks))))
-        except (RayActorError, RayTaskError, GetTimeoutError, asyncio.TimeoutError, ValueError) as fault:
+            answers: list[Answer] = unpacked(await self._reached(shard.serve.remote(data)))
+        except (RayError, asyncio.TimeoutError, ValueError) as fault:
             self.pool._shards.pop(self.member, None)
             return [Answer(Is.LATER, f"actor {self.member}: {type(fault).__name__}: {fault}")] * len(asks)
         return answers
