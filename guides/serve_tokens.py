@@ -6,8 +6,8 @@
 
 A client sends one message, {"stream": key, "prompt": text, "max_tokens": 200, "temperature": 0.7, "seed": 1}, and is
 sent {"number": …, "text": …} for each token, then {"done": true}. One that loses its connection connects again and
-says which number it had last ("after"); it is sent what comes behind, though the replica that it talked to may be gone, and
-the actor that drew the tokens, too.
+says which number it had last ("after"). It is sent what comes behind, though the replica that it talked to may be
+gone, and the actor that drew the tokens, too.
 """
 
 import argparse
