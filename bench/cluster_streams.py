@@ -117,7 +117,7 @@ def streams(
         path = Path(folder) / "model.onnx"
         write_model(path, HIDDEN)
         model = le.load(path, threads=1)
-    ray.init(num_cpus=4, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
     try:
         rows = asyncio.run(measured(model, rounds))
     finally:
