@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import (
         BusyError,
+        ClusterError,
         InputError,
         LstmEngineError,
         MissingExtraError,
@@ -55,6 +56,7 @@ _HOMES = {
     "AsyncStream": "serving",
     "Beam": "generation",
     "BusyError": "errors",
+    "ClusterError": "errors",
     "InferenceSession": "session",
     "InputError": "errors",
     "Likelihood": "generation",
@@ -89,6 +91,7 @@ __all__ = [
     "AsyncStream",
     "Beam",
     "BusyError",
+    "ClusterError",
     "InferenceSession",
     "InputError",
     "Library",

@@ -7,6 +7,7 @@
     ├── StreamingError          the model needs the whole sequence at once
     ├── StateError              a state that does not belong to this stream
     ├── BusyError               more waits already than was said may wait
+    ├── ClusterError            actors or stores of a cluster that do not answer
     ├── TargetError             machine code for a CPU that cannot be had      (also ValueError)
     └── MissingExtraError       a package that an optional part needs is not installed
 
@@ -48,6 +49,10 @@ class StateError(LstmEngineError):
 
 class BusyError(LstmEngineError):
     """More steps wait than were said to be let wait; nothing is wrong with this one: try again later."""
+
+
+class ClusterError(LstmEngineError):
+    """Actors or stores of a cluster do not answer for so long that the call gives up; it may be made again."""
 
 
 class TargetError(LstmEngineError, ValueError):

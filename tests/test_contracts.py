@@ -139,7 +139,7 @@ for _top in ("generation", "session", "onnx_backend"):
     MAY_IMPORT[_top] = {*_LOWER, "model", "feeds"}
 MAY_IMPORT["report"] = {*_LOWER, "model", "feeds", "generation"}
 MAY_IMPORT["serving"] = {"errors", "feeds", "graph", "model", "pool", "state"}
-MAY_IMPORT["ray"] = {"errors", "graph", "machine", "model", "ragged"}
+MAY_IMPORT["ray"] = {*_LOWER, "feeds", "generation", "model", "ragged", "serving"}
 MAY_IMPORT["signals"] = set()
 MAY_IMPORT["terminal"] = {"errors"}
 MAY_IMPORT["library"] = {*_LOWER, "model", "__version__"}

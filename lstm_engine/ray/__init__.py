@@ -16,10 +16,33 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from .clients import AsyncRayPool, AsyncRayStream, Drawn
     from .scoring import Scorer, score
+    from .stores import ActorStore, FolderStore
+    from .streams import RayPool, RayStream
 
-_HOMES = {"Scorer": "scoring", "score": "scoring"}
-__all__ = ["Scorer", "score"]
+_HOMES = {
+    "ActorStore": "stores",
+    "AsyncRayPool": "clients",
+    "AsyncRayStream": "clients",
+    "Drawn": "clients",
+    "FolderStore": "stores",
+    "RayPool": "streams",
+    "RayStream": "streams",
+    "Scorer": "scoring",
+    "score": "scoring",
+}
+__all__ = [
+    "ActorStore",
+    "AsyncRayPool",
+    "AsyncRayStream",
+    "Drawn",
+    "FolderStore",
+    "RayPool",
+    "RayStream",
+    "Scorer",
+    "score",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ class Parcel:
         """A model's parcel."""
         buffers: list[pickle.PickleBuffer] = []
         file = io.BytesIO()
-        _Pickler(file, 5, buffer_callback=buffers.append).dump((model.graph, model.precision, model._declared))
+        _Pickler(file, 5, buffer_callback=buffers.append).dump((model.graph, model.precision, model.declared))
         return Parcel(file.getvalue(), tuple(np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers))
 
     def model(self, threads: int) -> Model:
