@@ -88,6 +88,7 @@ def nodes() -> Iterator[Nodes]:
     with short_folder() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # by default actors give way to all else that runs here
         patch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # by default a crowd, for a machine of few cores
         nodes = Nodes()
         yield nodes

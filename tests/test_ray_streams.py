@@ -52,6 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         here = Path(__file__).resolve().parent
         paths = [str(here), str(GUIDES), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))  # actors know a store that is made here
+        patch.setenv("RAY_worker_niceness", "0")  # by default actors give way to all else that runs here
         patch.syspath_prepend(GUIDES)
         yield from started_cluster()
 
