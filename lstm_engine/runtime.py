@@ -4,7 +4,8 @@
     stream = runtime.load("folder/libname.so").stream()
     y = stream.step(x)
 
-A stream has the face of lstm_engine.Stream, and its states are the same.
+A stream has the face of lstm_engine.Stream, and its states are the same. What this room imports decides how soon the
+first output is there: what few need is imported where they need it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ import ctypes
 import json
 import mmap
 import os
-import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -53,7 +52,7 @@ def load(
     Raises ModelFormatError for what is no such library or not its weights; TargetError for one that this machine
     cannot run; InputError for a folder with several libraries or none; OSError.
     """
-    file = _library_file(Path(path))
+    file = _library_file(os.fspath(path))
     made_as = name if name is not None else _name_of(file)
     described = _description(file, made_as)
     missing = _missing(described["target"]["needs"])
@@ -62,7 +61,7 @@ def load(
             f"{file}: expected a CPU with {', '.join(described['target']['needs'])}, this one lacks "
             f"{', '.join(missing)}; export it on this machine, or for a lesser one (--target)"
         )
-    beside = file.parent / f"{made_as}.weights" if weights is None else Path(weights)
+    beside = os.path.join(os.path.dirname(file), f"{made_as}.weights") if weights is None else os.fspath(weights)
     return Library(file, made_as, described, beside)
 
 
@@ -74,7 +73,7 @@ class Library:
     library says of itself.
     """
 
-    def __init__(self, path: Path, name: str, description: Mapping[str, Any], weights: Path) -> None:
+    def __init__(self, path: str, name: str, description: Mapping[str, Any], weights: str) -> None:
         self.path = path
         self.name = name
         self.description = description
@@ -316,35 +315,38 @@ def _error(code: int, subject: str) -> LstmEngineError:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _library_file(path: Path) -> Path:
+def _library_file(path: str) -> str:
     """The library that a path means, as a whole path: the system would look elsewhere for a bare name."""
-    if not path.is_dir():
-        path.stat()
-        return path.resolve()
-    found = [file for file in sorted(path.iterdir()) if file.suffix in _ALL_ENDINGS and file.is_file()]
-    own = [file for file in found if file.suffix in _ENDINGS] or found
+    if not os.path.isdir(path):
+        os.stat(path)
+        return os.path.realpath(path)
+    found = [entry.name for entry in os.scandir(path) if entry.name.endswith(_ALL_ENDINGS) and entry.is_file()]
+    own = sorted(name for name in found if name.endswith(_ENDINGS)) or sorted(found)
     if len(own) != 1:
-        got = f"{', '.join(file.name for file in own)}; name one of them" if own else (
+        got = f"{', '.join(own)}; name one of them" if own else (
             "none; lstm-engine export says why where it could not link one"
         )  # fmt: skip
         raise InputError(f"{path}: expected a folder with one shared library ({', '.join(_ENDINGS)}), got {got}")
-    return own[0].resolve()
+    return os.path.realpath(os.path.join(path, own[0]))
 
 
-def _name_of(file: Path) -> str:
+def _name_of(file: str) -> str:
     """What a library of this file name was exported as."""
-    return file.stem if file.suffix == ".dll" else file.stem.removeprefix("lib")
+    stem, ending = os.path.splitext(os.path.basename(file))
+    return stem if ending == ".dll" else stem.removeprefix("lib")
 
 
-def _functions(file: Path, name: str, kind: type[ctypes.CDLL]) -> dict[str, Any]:
+def _functions(file: str, name: str, kind: type[ctypes.CDLL]) -> dict[str, Any]:
     """The functions of a library; ``kind``: whether the interpreter lock is given up meanwhile.
 
     Raises TargetError, ModelFormatError.
     """
     try:
-        library = kind(str(file))
+        library = kind(file)
     except OSError as fault:
-        with file.open("rb") as opened:
+        import platform
+
+        with open(file, "rb") as opened:
             begins = opened.read(4)
         if begins.startswith(_MACHINE_CODE):
             raise TargetError(
@@ -366,7 +368,7 @@ def _functions(file: Path, name: str, kind: type[ctypes.CDLL]) -> dict[str, Any]
     return functions
 
 
-def _description(file: Path, name: str) -> Mapping[str, Any]:
+def _description(file: str, name: str) -> Mapping[str, Any]:
     """What a library says of itself."""
     told = _functions(file, name, ctypes.CDLL)["describe"]()
     try:
@@ -382,14 +384,14 @@ def _description(file: Path, name: str) -> Mapping[str, Any]:
     return described
 
 
-def _mapped(file: Path, size: int) -> mmap.mmap:
+def _mapped(file: str, size: int) -> mmap.mmap:
     """A file of weights, read-only."""
-    if not file.exists():
+    if not os.path.exists(file):
         raise FileNotFoundError(f"{file}: expected the library's weights there; say where they are (weights=…)")
-    got = file.stat().st_size
+    got = os.path.getsize(file)
     if got != size:
         raise ModelFormatError(f"{file}: expected the {size} bytes of this library's weights, got {got}")
-    with file.open("rb") as opened:
+    with open(file, "rb") as opened:
         return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
 

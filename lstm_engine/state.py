@@ -18,7 +18,6 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from math import prod
 from typing import Any, Final
 
@@ -54,6 +53,8 @@ def _checksum(_prefix: bytes, _size: bytes, payload: bytes) -> bytes:
 
 
 def _digest(prefix: bytes, size: bytes, payload: bytes) -> bytes:
+    from hashlib import blake2b  # it starts a library of its own, which takes longer than all else here
+
     total = blake2b(prefix, digest_size=16)
     total.update(size)
     total.update(payload)
