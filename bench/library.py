@@ -91,6 +91,7 @@ class Figures:
     network: Network
     library: Summary
     kernels: Summary
+    bare: Summary
     blocks: Summary
 
 
@@ -105,15 +106,17 @@ def measure(settings: Settings, networks: tuple[Network, ...] = ROWS) -> list[Fi
 def table(figures: list[Figures]) -> str:
     """As Markdown: nanoseconds."""
     lines = [
-        "| a sample, from C | library, ns | engine's kernels, ns | library to kernels | library, "
-        f"blocks of {BLOCK}, ns | RTNeural, published, ns |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| a sample, from C | library, ns | engine's kernels, ns | library to kernels | library, denormals left to the "
+        f"caller, ns | library, blocks of {BLOCK}, ns | RTNeural, published, ns |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for each in figures:
         published = "–" if each.network.published is None else f"{each.network.published:,.0f}"
         ratio = each.library.median / each.kernels.median
-        times = [f"{1e9 * summary.median:.0f}" for summary in (each.library, each.kernels, each.blocks)]
-        lines.append(f"| {each.network.name} | {times[0]} | {times[1]} | {ratio:.2f} | {times[2]} | {published} |")
+        times = [f"{1e9 * summary.median:.0f}" for summary in (each.library, each.kernels, each.bare, each.blocks)]
+        lines.append(
+            f"| {each.network.name} | {times[0]} | {times[1]} | {ratio:.2f} | {times[2]} | {times[3]} | {published} |"
+        )
     return "\n".join(lines)
 
 
@@ -125,7 +128,12 @@ def _measured(network: Network, driver: ctypes.CDLL, folder: Path, settings: Set
     expected = stream.fork().feed(x.reshape(SAMPLES, *(stream.inputs[0].shape or ()))).reshape(SAMPLES, result)
     loops: dict[str, Loop] = {}
     kept: list[Any] = [model]
-    for name, prepare in (("library", _by_library), ("blocks", _by_library), ("kernels", _by_kernels)):
+    for name, prepare in (
+        ("library", _by_library),
+        ("bare", _by_library),
+        ("blocks", _by_library),
+        ("kernels", _by_kernels),
+    ):
         y = np.zeros((SAMPLES, result), np.float32)
         arrays = (_at(x), ctypes.c_int64(width), _at(y), ctypes.c_int64(result))
         loop, owner = prepare(model, driver, folder / name, arrays, name)
@@ -135,7 +143,7 @@ def _measured(network: Network, driver: ctypes.CDLL, folder: Path, settings: Set
         loops[name] = loop
         kept.append((owner, y))
     found: Mapping[str, Summary] = interleave(loops, settings)
-    return Figures(network, found["library"], found["kernels"], found["blocks"])
+    return Figures(network, found["library"], found["kernels"], found["bare"], found["blocks"])
 
 
 _Arrays = tuple[ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
@@ -143,7 +151,7 @@ _Arrays = tuple[ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64
 
 def _by_library(model: le.Model, driver: ctypes.CDLL, folder: Path, arrays: _Arrays, way: str) -> tuple[Loop, Any]:
     """Steps of an instance, or blocks of them."""
-    made = le.export(model, folder, name=NAME, block=BLOCK if way == "blocks" else 1)
+    made = le.export(model, folder, name=NAME, block=BLOCK if way == "blocks" else 1, flush_denormals=way != "bare")
     shared = next((path for path in made.files if path.suffix in (".so", ".dylib")), None)
     if shared is None:
         raise RuntimeError("; ".join(made.missing) or "no shared library to load here")

@@ -36,6 +36,10 @@ def export(
         str | None,
         typer.Option(help="In the object, or in a file of their own; default: by their size.", metavar="object|file"),
     ] = None,
+    flush_denormals: Annotated[
+        bool,
+        typer.Option(help="Have calls flush denormals to zero, or leave that to the caller: shorter calls."),
+    ] = True,
     assembly: Annotated[bool, typer.Option("--assembly", help="Write the assembly text too.")] = False,
 ) -> None:
     """Write a streamed model as a C library: object file, header, example, and libraries where there is a linker.
@@ -60,6 +64,7 @@ def export(
             block=block,
             shapes=shapes,
             weights=weights,
+            flush_denormals=flush_denormals,
             assembly=assembly,
         )
     for file in made.files:

@@ -43,6 +43,7 @@ def export(
     block: int = 1,
     shapes: Mapping[str, Sequence[int]] | None = None,
     weights: str | None = None,
+    flush_denormals: bool = True,
     assembly: bool = False,
 ) -> Library:
     """Write a streamed model as a C library: an object file, its header, an example, and libraries where a linker is.
@@ -53,6 +54,8 @@ def export(
     ``shapes``: of the inputs of one call, where the file leaves open how large a frame is; of a model that needs whole
     sequences, which is then called with sequences of these shapes and carries nothing.
     ``weights``: "object" or "file" (one of their own, to be mapped); None: what suits their size.
+    ``flush_denormals``: calls flush denormals to zero while they run, as the engine does; False: that is the caller's
+    business (audio programs do it once for a thread), and calls of small models are shorter (`bench library`).
     ``assembly``: the code is written as text too.
 
     Raises UnsupportedModelError naming operators that run in Python; StreamingError as Model.stream() does;
@@ -83,6 +86,7 @@ def export(
         apart=apart,
         fingerprint=model.fingerprint,
         assembly=assembly,
+        flushes=flush_denormals,
     )
     try:
         write_native(model.graph, archive)
@@ -98,7 +102,7 @@ def export(
     contents = {
         object_file: done.object,
         place / f"{prefix}.h": header(description, os.path.basename(model.graph.origin)).encode(),
-        place / "example.c": example(description).encode(),
+        place / "example.c": example(description, object_file.name).encode(),
         place / f"{prefix}.cmake": cmake(description, object_file.name).encode(),
     }
     if apart:
@@ -106,9 +110,20 @@ def export(
     if assembly:
         contents[place / f"{prefix}.s"] = done.assembly
     for path, content in contents.items():
-        path.write_bytes(content)
+        _write(path, content)
     libraries, missing = linked(place, prefix, object_file, machine)
     return Library((*contents, *libraries), description, tuple(missing))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write aside and move into place: who has the old file mapped keeps it."""
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _prefix(model: Model, name: str | None) -> str:

@@ -93,6 +93,7 @@ def description(layout: Layout, machine: Target, prefix: str) -> dict[str, Any]:
         "inputs": [_described(end) for end in layout.inputs],
         "outputs": [_described(end) for end in layout.outputs],
         "framed": layout.framed,
+        "flushes_denormals": layout.flushes,
         "instance_bytes": layout.instance_bytes,
         "state_bytes": layout.state.bytes,
         "weights": {

@@ -57,11 +57,12 @@ class End:
 class Layout:
     """A program of a stream, laid out for a library.
 
-    ``apart``: the constants come in a file of their own; ``framed``: a call of step() is one of the whole file, of
-    ``steps`` steps of the program; ``ends``: inputs, then outputs.
+    ``apart``: the constants come in a file of their own; ``flushes``: calls have denormals flushed to zero;
+    ``framed``: a call of step() is one of the whole file, of ``steps`` steps of the program; ``ends``: inputs, then
+    outputs.
     """
 
-    def __init__(self, lowered: Streamable, fingerprint: str, apart: bool) -> None:
+    def __init__(self, lowered: Streamable, fingerprint: str, apart: bool, flushes: bool = True) -> None:
         program = lowered.program
         self.program = program
         self.batch = lowered.batch
@@ -69,6 +70,7 @@ class Layout:
         self.framed = lowered.frames is not None
         self.steps = prod(program.time_sizes[atom] for atom in program.time) if self.framed else 1
         self.apart = apart
+        self.flushes = flushes
         self.constants = Constants()
         self._words = np.stack([each.encoded(self.constants.offset) for each in self.listing]).reshape(-1)
         layouts = {port.name: self._rows(port) for port in (*program.inputs, *program.outputs)}

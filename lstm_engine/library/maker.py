@@ -37,7 +37,7 @@ def _made(order: Order) -> tuple[list[bytes], Mapping[str, Any]]:
     graph = read(order.archive)
     lowered = lowered_for(graph, order)
     refuse_host_calls(graph, lowered)
-    layout = Layout(lowered, order.fingerprint, order.apart)
+    layout = Layout(lowered, order.fingerprint, order.apart, order.flushes)
     if layout.copied:
         raise UnsupportedModelError(
             f"{graph.origin}: rows of {', '.join(map(repr, layout.copied))} are not in one piece, so a library cannot "

@@ -31,7 +31,7 @@ class Order:
 
     ``declared``: states that were named when the model was loaded; ``block``: steps computed at once; ``shapes``: of
     one call, where the file leaves them open; ``apart``: the weights are to lie in a file of their own;
-    ``assembly``: the code is wanted as text too.
+    ``assembly``: the code is wanted as text too; ``flushes``: calls see to denormals themselves.
     """
 
     archive: str
@@ -45,6 +45,7 @@ class Order:
     apart: bool
     fingerprint: str
     assembly: bool
+    flushes: bool
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,13 @@ def header(description: Mapping[str, Any], origin: str) -> str:
         " *",
         " * Nothing here allocates, locks, starts threads or calls the C library. All that an instance remembers lies",
         f" * in the memory that {name}_init() is given; different instances may run in different threads at once.",
+        *(
+            []
+            if description["flushes_denormals"]
+            else [
+                " * Denormals are the caller's business: a thread that does not flush them to zero is slowed by them."
+            ]
+        ),
         f" * Every function returns a code of enum {name}_result, and leaves the instance as it was unless that is 0.",
         " */",
         f"#ifndef {upper}_H",
@@ -188,7 +195,7 @@ def header(description: Mapping[str, Any], origin: str) -> str:
     return "\n".join(lines)
 
 
-def example(description: Mapping[str, Any]) -> str:
+def example(description: Mapping[str, Any], object_name: str) -> str:
     """A C program that reads steps from its input and writes results, a line each."""
     name = description["name"]
     upper, arrays = name.upper(), array_names(description)
@@ -199,7 +206,7 @@ def example(description: Mapping[str, Any]) -> str:
         f"/* Reads {_listed(array for _, array in ends[:count])} of one call after the other as numbers, and prints "
         f"{_listed(array for _, array in ends[count:])}.",
         " *",
-        f" *     cc -O2 example.c {name}.o -o example && echo 0 0 0 | ./example",
+        f" *     cc -O2 example.c {object_name} -o example && echo 0 0 0 | ./example",
         " */",
         "#include <stdio.h>",
         f'#include "{name}.h"',
