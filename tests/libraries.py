@@ -1,0 +1,257 @@
+"""Libraries of models, as C programs see them: made in this process or another, linked here or run under an emulator."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from cases import assert_same_bits
+
+import lstm_engine as le
+from lstm_engine.library.emitting import Emitted, emitted
+from lstm_engine.library.interface import Result
+from lstm_engine.library.layout import Layout
+from lstm_engine.library.maker import lowered_for, refuse_host_calls
+from lstm_engine.library.order import Order
+from lstm_engine.machine import Target, target
+from lstm_engine.program.streaming import Streamable
+
+NAME: Final = "net"
+#: What every library exports.
+FUNCTIONS: Final = ("init", "step", "feed", "reset", "save", "load", "describe")
+ALIGNMENT: Final = 64
+
+Shapes = Mapping[str, Sequence[int]]
+Arrays = dict[str, np.ndarray]
+
+
+def order_of(
+    model: le.Model,
+    machine: Target,
+    *,
+    batch: int = 1,
+    block: int = 1,
+    shapes: Shapes | None = None,
+    apart: bool = False,
+) -> Order:
+    """What export() has another process make."""
+    given = {name: [*shape] for name, shape in (shapes or {}).items()}
+    precision, declared, fingerprint = model.precision, model.declared, model.fingerprint
+    return Order("", precision, declared, machine, NAME, batch, block, given, apart, fingerprint, False)
+
+
+def lowered(model: le.Model, order: Order) -> Streamable:
+    """The program of a library; UnsupportedModelError if a part of it is no machine code."""
+    made = lowered_for(model.graph, order)
+    refuse_host_calls(model.graph, made)
+    return made
+
+
+def emitted_here(model: le.Model, machine: Target | None = None, *, assembly: bool = False, **options: Any) -> Emitted:
+    """A library for the machine that this process makes code for."""
+    order = order_of(model, machine or target(), **options)
+    layout = Layout(lowered(model, order), model.fingerprint, order.apart)
+    if layout.copied:
+        raise le.UnsupportedModelError(f"rows of {layout.copied} are not in one piece")
+    return emitted(layout, order.machine, NAME, assembly)
+
+
+@dataclass
+class Library:
+    """The functions of a library that this process can call, and what it says of itself.
+
+    ``keeper``: what the code lives in; ``weights``: the file of weights, empty where the object holds them.
+    """
+
+    functions: Mapping[str, Any]
+    description: Mapping[str, Any]
+    keeper: Any
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+    @classmethod
+    def linked(cls, made: Emitted) -> Library:
+        """An object, linked into this process without a linker's help."""
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        engine = llvm.create_mcjit_compiler(
+            llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine()
+        )
+        engine.add_object_file(llvm.ObjectFileRef.from_data(made.object))
+        engine.finalize_object()
+        addresses = {name: engine.get_function_address(f"{NAME}_{name}") for name in FUNCTIONS}
+        assert all(addresses.values())
+        functions = {name: ctypes.CFUNCTYPE(ctypes.c_int32)(at) for name, at in addresses.items()}
+        return cls(functions, made.description, engine, aligned_copy(made.weights))
+
+    @classmethod
+    def loaded(cls, path: Any, description: Mapping[str, Any], weights: bytes = b"") -> Library:
+        """A shared library."""
+        library = ctypes.CDLL(str(path))
+        functions = {name: library[f"{description['name']}_{name}"] for name in FUNCTIONS}
+        return cls(functions, description, library, aligned_copy(weights))
+
+    def call(self, name: str, *arguments: Any) -> int:
+        """Call a function; arrays as their addresses, numbers as size_t. Its code."""
+        given = [address(each) if each is None or isinstance(each, np.ndarray) else ctypes.c_size_t(each)
+                 for each in arguments]  # fmt: skip
+        return int(self.functions[name](*given))
+
+    @property
+    def given_weights(self) -> list[Any]:
+        """What init() takes behind the memory."""
+        return [self.weights, len(self.weights)] if self.description["weights"]["apart"] else []
+
+    def described(self) -> str:
+        """What describe() says."""
+        function = ctypes.CFUNCTYPE(ctypes.c_char_p)(ctypes.cast(self.functions["describe"], ctypes.c_void_p).value)
+        return str(function().decode())
+
+
+def address(array: np.ndarray | None) -> ctypes.c_void_p:
+    """Of an array's first byte; NULL for None."""
+    return ctypes.c_void_p(None if array is None else array.ctypes.data)
+
+
+def aligned_memory(count: int, beyond: int = 0) -> np.ndarray:
+    """So many bytes at a cache line, or so many beyond one; not zeros, as nothing promises them."""
+    room = np.full(count + 2 * ALIGNMENT, 0xA5, np.uint8)
+    first = -room.ctypes.data % ALIGNMENT + beyond
+    return room[first : first + count]
+
+
+def aligned_copy(content: bytes) -> np.ndarray:
+    memory = aligned_memory(len(content))
+    memory[:] = np.frombuffer(content, np.uint8)
+    return memory
+
+
+class Instance:
+    """One instance of a library: arrays in, arrays out, as a C program would have them.
+
+    ``room``: makes the memory of a shape and type, that of instance and states included.
+    """
+
+    def __init__(self, library: Library, room: Any = None) -> None:
+        self.library = library
+        self.room = room or _plain_room
+        about = library.description
+        self.inputs, self.outputs = about["inputs"], about["outputs"]
+        self.memory = (
+            self.room((about["instance_bytes"],), np.uint8) if room else aligned_memory(about["instance_bytes"])
+        )
+        assert library.call("init", self.memory, len(self.memory), *library.given_weights) == Result.OK
+
+    def step(self, feeds: Arrays) -> tuple[int, Arrays]:
+        """The code of a step, and its outputs."""
+        return self._run("step", [], feeds, None)
+
+    def feed(self, feeds: Arrays, count: int) -> tuple[int, Arrays]:
+        """The code of ``count`` steps, which lie one behind the other in each array, and their outputs."""
+        return self._run("feed", [count], feeds, count)
+
+    def _run(self, name: str, given: list[int], feeds: Arrays, count: int | None) -> tuple[int, Arrays]:
+        ins = [self._array(end, count) for end in self.inputs]
+        for array, end in zip(ins, self.inputs, strict=True):
+            array[...] = np.asarray(feeds[end["name"]]).reshape(array.shape)
+        outs = [self._array(end, count) for end in self.outputs]
+        code = self.library.call(name, self.memory, *given, *ins, *outs)
+        return code, {end["name"]: array for end, array in zip(self.outputs, outs, strict=True)}
+
+    def _array(self, end: Mapping[str, Any], count: int | None) -> np.ndarray:
+        shape = (*([count] if count is not None and end["steps"] else []), *end["shape"])
+        made: np.ndarray = self.room(shape, np.dtype(end["dtype"]))
+        return made
+
+    def reset(self) -> None:
+        assert self.library.call("reset", self.memory) == Result.OK
+
+    def save(self) -> bytes:
+        """The state's bytes."""
+        content = self.room((self.library.description["state_bytes"],), np.uint8)
+        assert self.library.call("save", self.memory, content, len(content)) == Result.OK
+        return bytes(content)
+
+    def load(self, content: bytes) -> int:
+        """The code of going on from a state's bytes."""
+        given = self.room((len(content),), np.uint8)
+        given[:] = np.frombuffer(content, np.uint8)
+        return self.library.call("load", self.memory, given, len(given))
+
+
+def _plain_room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return np.full(shape, 0x5A if np.dtype(dtype).kind == "u" else 1, dtype)
+
+
+# --- beside the engine ------------------------------------------------------------------------------------------------
+
+
+def drawn(ends: Sequence[Mapping[str, Any]], draw: np.random.Generator, count: int, most: int = 2) -> list[Arrays]:
+    """Feeds of so many steps; integers below ``most``."""
+
+    def one(end: Mapping[str, Any]) -> np.ndarray:
+        dtype = np.dtype(end["dtype"])
+        values = draw.integers(0, most, end["shape"]) if dtype.kind in "iub" else draw.normal(size=end["shape"])
+        return np.asarray(values).astype(dtype)
+
+    return [{end["name"]: one(end) for end in ends} for _ in range(count)]
+
+
+def stacked(steps: Sequence[Arrays], ends: Sequence[Mapping[str, Any]]) -> Arrays:
+    """Steps one behind the other; the last alone of what has no steps."""
+    return {e["name"]: np.stack([s[e["name"]] for s in steps]) if e["steps"] else steps[-1][e["name"]] for e in ends}
+
+
+def streamed(stream: le.Stream, feeds: Arrays, ends: Sequence[Mapping[str, Any]]) -> Arrays:
+    """A step of the engine's, its outputs in the library's shapes."""
+    result = stream.step(feeds)
+    named = result if isinstance(result, Mapping) else {ends[0]["name"]: result}
+    return {end["name"]: np.asarray(named[end["name"]]).reshape(end["shape"]) for end in ends}
+
+
+def assert_is_the_stream(
+    model: le.Model,
+    *,
+    batch: int = 1,
+    block: int = 1,
+    shapes: Shapes | None = None,
+    apart: bool = False,
+    most: int = 2,
+    seed: int = 0,
+    feeds: Sequence[Arrays] | None = None,
+) -> Instance:
+    """A library gives the engine's bits: steps, chunks, states out and in; the instance, for more."""
+    library = Library.linked(emitted_here(model, batch=batch, block=block, shapes=shapes, apart=apart))
+    instance, stream = Instance(library), model.stream(batch)
+    assert_same_state(instance, stream)
+    draw, ends = np.random.default_rng(seed), library.description["outputs"]
+    for count in (None, 1, 2, 7, None):
+        steps = drawn(instance.inputs, draw, count or 1, most) if feeds is None else [*feeds][: count or 1]
+        wanted = [streamed(stream, step, ends) for step in steps]
+        if count is None:
+            code, got = instance.step(steps[0])
+            wanted_arrays = wanted[0]
+        else:
+            still = {e["name"] for e in library.description["inputs"] if not e["steps"]}
+            if still:
+                continue
+            code, got = instance.feed(stacked(steps, instance.inputs), count)
+            wanted_arrays = stacked(wanted, ends)
+        assert code == Result.OK
+        assert_same_bits(got, wanted_arrays, f"{count} steps")
+    if not library.description["inputs"] or not any(not e["steps"] for e in library.description["inputs"]):
+        assert_same_state(instance, stream)
+    return instance
+
+
+def assert_same_state(instance: Instance, stream: le.Stream) -> None:
+    """The same bytes, which either goes on from."""
+    content = instance.save()
+    assert content == stream.state.to_bytes()
+    assert instance.load(content) == Result.OK
+    assert instance.save() == content
+    stream.state = le.State.from_bytes(content)
