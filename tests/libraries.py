@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import llvmlite.binding as llvm
 import numpy as np
-
 from cases import assert_same_bits
 
 import lstm_engine as le

@@ -201,7 +201,7 @@ def comparisons(x, y):  # type: ignore[no-untyped-def]
     note(x == y)
     note(x != y)
     note(x >= 2)
-    note(-1 > y)
+    note(y < -1)
     note(-2 < x <= y < 9)
     return (x == 1) == (y == 1)
 
