@@ -117,16 +117,16 @@ class Target:
     @staticmethod
     def of(triple: str, cpu: str, features: str = "") -> Target:
         """The facts of a CPU by LLVM's names; ``features``: '+name' and '-name' on top of what its name implies."""
-        arm = triple.startswith(("aarch64", "arm64"))
+        arm, thumb = triple.startswith(("aarch64", "arm64")), triple.startswith("thumb")
         enabled = _enabled(cpu, features)
         wide = "avx512f" in enabled
         return Target(
             triple=triple,
             cpu=cpu,
             features=features,
-            vector_bytes=64 if wide else 32 if "avx2" in enabled else 16,
-            registers=32 if wide or arm else 16,
-            fma=arm or wide or "fma" in enabled or triple.startswith(("riscv64", "thumb")),
+            vector_bytes=64 if wide else 32 if "avx2" in enabled else 4 if thumb else 16,
+            registers=16 if triple.startswith("x86_64") and not wide else 32,
+            fma=arm or wide or thumb or "fma" in enabled or triple.startswith("riscv64"),
             vnni=("avx512vnni" if wide else "avxvnni") in enabled,
             bf16=wide and "avx512bf16" in enabled and cpu.startswith(_DOUBLING),
             amx=enabled >= _TILES,

@@ -18,6 +18,7 @@ in any order; the scales meet the sum at its end.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from llvmlite import ir
@@ -70,6 +71,17 @@ def _rows(values: list[ir.Value], vectors: int) -> Sums:
 LINES_AHEAD = 32
 
 
+def _held_at_once(v: Lanes, rows: int, vectors: int) -> list[range]:
+    """Vectors of ``rows`` sums each that are made together: all, unless registers are far too few for their sums.
+
+    Then a fifth of the registers is left for weights and factors.
+    """
+    room, one = target().registers * target().vector_bytes, rows * v.vector_bytes
+    count = 1 if vectors * one <= room else -(-vectors // max(1, room * 4 // 5 // one))
+    bounds = [vectors * k // count for k in range(count + 1)]
+    return [range(first, last) for first, last in pairwise(bounds)]
+
+
 class Floats:
     """Weights of the element type."""
 
@@ -95,18 +107,28 @@ class Floats:
     ) -> tuple[Sums, ir.Value]:
         """sums[m][g] += Σ_k x·w[k, g] with x at the address elements(k)[m]."""
         v, vectors = self.v, len(sums[0])
+        line = int64(vectors * v.vector_bytes)
 
-        def body(k: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
-            at, *flat = values
-            weights = [v.load(b, b.add(at, int64(g * v.vector_bytes))) for g in range(vectors)]
-            made = []
-            for place, row in zip(elements(k), _rows(flat, vectors), strict=True):
-                factor = v.broadcast(b, place)
-                made += [v.fma(b, factor, weight, total) for weight, total in zip(weights, row, strict=True)]
-            return [b.add(at, int64(vectors * v.vector_bytes)), *made]
+        def of(columns: range) -> list[ir.Value]:
+            """The address behind the weights, and the sums of some neighbouring vectors."""
 
-        end, *flat = repeated(b, depth, [w, *_flat(sums)], body)
-        return _rows(flat, vectors), end
+            def body(k: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
+                at, *flat = values
+                weights = [v.load(b, b.add(at, int64(g * v.vector_bytes))) for g in columns]
+                made = []
+                for place, row in zip(elements(k), _rows(flat, len(columns)), strict=True):
+                    factor = v.broadcast(b, place)
+                    made += [v.fma(b, factor, weight, total) for weight, total in zip(weights, row, strict=True)]
+                return [b.add(at, line), *made]
+
+            return repeated(b, depth, [w, *(row[g] for row in sums for g in columns)], body)
+
+        made: Sums = [[] for _ in sums]
+        for columns in _held_at_once(v, len(sums), vectors):
+            end, *flat = of(columns)
+            for row, values in zip(made, _rows(flat, len(columns)), strict=True):
+                row += values
+        return made, end
 
     def activations(self) -> tuple[Any, Any]:
         """prepare(room, x, x_stride, width, unit, rows): rows as the products take them; and their stride."""

@@ -69,7 +69,8 @@ def emitted(layout: Layout, machine: Target, prefix: str, assembly: bool = False
     builder = llvm.create_pass_builder(generator, tuning)
     builder.getModulePassManager().run(optimised, builder)
     apart = b"" if weights is not None else (WEIGHTS_MARK + name).ljust(WEIGHTS_HEAD, b"\0") + content
-    listing = generator.emit_assembly(optimised).encode() if assembly else b""
+    # of a copy: emission changes a module
+    listing = generator.emit_assembly(optimised.clone()).encode() if assembly else b""
     return Emitted(generator.emit_object(optimised), apart, listing, described)
 
 
