@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import pickle
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import llvmlite.binding as llvm
 import numpy as np
 from cases import assert_same_bits
+from processes import child
 
 import lstm_engine as le
 from lstm_engine.library.emitting import Emitted, emitted
@@ -17,7 +22,8 @@ from lstm_engine.library.interface import Result
 from lstm_engine.library.layout import Layout
 from lstm_engine.library.maker import lowered_for, refuse_host_calls
 from lstm_engine.library.order import Order
-from lstm_engine.machine import Target, target
+from lstm_engine.library.texts import header
+from lstm_engine.machine import Target, assume, target
 from lstm_engine.program.streaming import Streamable
 
 NAME: Final = "net"
@@ -254,3 +260,259 @@ def assert_same_state(instance: Instance, stream: le.Stream) -> None:
     assert instance.load(content) == Result.OK
     assert instance.save() == content
     stream.state = le.State.from_bytes(content)
+
+
+# --- C programs ---------------------------------------------------------------------------------------------------------
+
+STEP, FEED, SAVE, LOAD, RESET = range(1, 6)
+
+
+def driver(description: Mapping[str, Any]) -> str:
+    """A C program: reads commands from one file, gives them to an instance, writes codes and results to another.
+
+    All memory is of exactly the size that the header says; with GUARDED defined, a page that cannot be touched follows
+    it, or comes before it where GUARDED is negative.
+    """
+    name, ends = description["name"], [*description["inputs"], *description["outputs"]]
+    count = len(description["inputs"])
+    sizes = [int(np.prod(end["shape"])) * np.dtype(end["dtype"]).itemsize for end in ends]
+    steps = [int(end["steps"]) for end in ends]
+    apart = description["weights"]["apart"]
+    arrays = ", ".join(f"a[{k}]" for k in range(len(ends)))
+    return f"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "{name}.h"
+#ifdef GUARDED
+#include <sys/mman.h>
+#endif
+
+static const size_t sizes[] = {{ {", ".join(map(str, sizes))} }};
+static const int steps[] = {{ {", ".join(map(str, steps))} }};
+enum {{ INPUTS = {count}, ENDS = {len(ends)} }};
+
+static void *room(size_t bytes)
+{{
+#ifdef GUARDED
+    size_t page = 4096, whole = (bytes + page - 1) / page * page;
+    unsigned char *first = mmap(NULL, whole + 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (first == MAP_FAILED) exit(3);
+    memset(first, 0xA5, whole + 2 * page);
+    if (mprotect(first, page, PROT_NONE) || mprotect(first + page + whole, page, PROT_NONE)) exit(3);
+    return GUARDED > 0 ? first + page + whole - bytes : first + page;
+#else
+    size_t whole = (bytes + 63) / 64 * 64;
+    unsigned char *made = aligned_alloc(64, whole ? whole : 64);
+    if (!made) exit(3);
+    memset(made, 0xA5, whole);
+    return made;
+#endif
+}}
+
+static void give_back(void *memory, size_t bytes)
+{{
+#ifdef GUARDED
+    size_t page = 4096, whole = (bytes + page - 1) / page * page;
+    unsigned char *first = GUARDED > 0 ? (unsigned char *)memory + bytes - whole : memory;
+    munmap(first - page, whole + 2 * page);
+#else
+    (void)bytes;
+    free(memory);
+#endif
+}}
+
+static void get(void *to, size_t bytes, FILE *from)
+{{
+    if (bytes && fread(to, 1, bytes, from) != bytes) exit(4);
+}}
+
+static void put(const void *at, size_t bytes, FILE *to)
+{{
+    if (bytes && fwrite(at, 1, bytes, to) != bytes) exit(5);
+}}
+
+int main(int count, char **words)
+{{
+    FILE *from = count > 2 ? fopen(words[1], "rb") : stdin, *to = count > 2 ? fopen(words[2], "wb") : stdout;
+    if (!from || !to) return 2;
+    {name} *self = room({name.upper()}_INSTANCE_BYTES);
+    int32_t command[2], code;
+{_weights_in_c(name) if apart else ""}
+    code = {name}_init(self, {name.upper()}_INSTANCE_BYTES{", weights, " + name.upper() + "_WEIGHT_BYTES" if apart else ""});
+    put(&code, sizeof code, to);
+    while (fread(command, 1, sizeof command, from) == sizeof command) {{
+        size_t n = (size_t)command[1], bytes[ENDS];
+        if (command[0] == {STEP} || command[0] == {FEED}) {{
+            void *a[ENDS];
+            for (int k = 0; k < ENDS; k++) {{
+                bytes[k] = sizes[k] * (command[0] == {FEED} && steps[k] ? n : 1);
+                a[k] = room(bytes[k]);
+                if (k < INPUTS) get(a[k], bytes[k], from);
+            }}
+            code = command[0] == {STEP} ? {name}_step(self, {arrays}) : {name}_feed(self, n, {arrays});
+            put(&code, sizeof code, to);
+            for (int k = 0; k < ENDS; k++) {{
+                if (k >= INPUTS && !code) put(a[k], bytes[k], to);
+                give_back(a[k], bytes[k]);
+            }}
+        }} else if (command[0] == {SAVE}) {{
+            void *state = room({name.upper()}_STATE_BYTES);
+            code = {name}_save(self, state, {name.upper()}_STATE_BYTES);
+            put(&code, sizeof code, to);
+            if (!code) put(state, {name.upper()}_STATE_BYTES, to);
+            give_back(state, {name.upper()}_STATE_BYTES);
+        }} else if (command[0] == {LOAD}) {{
+            void *state = room(n);
+            get(state, n, from);
+            code = {name}_load(self, state, n);
+            put(&code, sizeof code, to);
+            give_back(state, n);
+        }} else {{
+            code = {name}_reset(self);
+            put(&code, sizeof code, to);
+        }}
+    }}
+    fclose(to);
+    return 0;
+}}
+"""
+
+
+def _weights_in_c(name: str) -> str:
+    return f"""
+    unsigned char *weights = room({name.upper()}_WEIGHT_BYTES);
+    FILE *file = fopen("{name}.weights", "rb");
+    if (!file) return 2;
+    get(weights, {name.upper()}_WEIGHT_BYTES, file);
+    fclose(file);
+"""
+
+
+@dataclass
+class Script:
+    """Commands for a driver, and how to read what it answers."""
+
+    description: Mapping[str, Any]
+    content: bytearray = field(default_factory=bytearray)
+    answers: list[int | None] = field(default_factory=list)  # steps of outputs; 0: a state; None: nothing but a code
+
+    def _command(self, kind: int, count: int, payload: bytes, answer: int | None) -> None:
+        self.content += np.array([kind, count], "<i4").tobytes() + payload
+        self.answers.append(answer)
+
+    def step(self, feeds: Arrays) -> None:
+        self._command(STEP, 1, self._inputs(feeds), 1)
+
+    def feed(self, steps: Sequence[Arrays]) -> None:
+        self._command(FEED, len(steps), self._inputs(stacked(steps, self.description["inputs"])), len(steps))
+
+    def save(self) -> None:
+        self._command(SAVE, 0, b"", 0)
+
+    def load(self, content: bytes) -> None:
+        self._command(LOAD, len(content), content, None)
+
+    def reset(self) -> None:
+        self._command(RESET, 0, b"", None)
+
+    def _inputs(self, feeds: Arrays) -> bytes:
+        return b"".join(feeds[e["name"]].astype(e["dtype"]).tobytes() for e in self.description["inputs"])
+
+    def read(self, answer: bytes) -> list[tuple[int, Any]]:
+        """Each command's code, and its outputs or state."""
+        assert np.frombuffer(answer, "<i4", 1)[0] == Result.OK, "init"
+        at, found = 4, []
+        for steps in self.answers:
+            code = int(np.frombuffer(answer, "<i4", 1, at)[0])
+            at += 4
+            result: Any = None
+            if code == Result.OK and steps == 0:
+                result = answer[at : at + self.description["state_bytes"]]
+                at += self.description["state_bytes"]
+            elif code == Result.OK and steps is not None:
+                result = {}
+                for end in self.description["outputs"]:
+                    shape = (*([steps] if end["steps"] else []), *end["shape"])
+                    count = int(np.prod(shape))
+                    array = np.frombuffer(answer, np.dtype(end["dtype"]).newbyteorder("<"), count, at)
+                    result[end["name"]] = array.reshape(shape).astype(end["dtype"])
+                    at += array.nbytes
+            found.append((code, result))
+        assert at == len(answer)
+        return found
+
+
+def written(made: Emitted, folder: Path) -> None:
+    """A library's object, header, weights and driver."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = made.description["name"]
+    (folder / f"{name}.o").write_bytes(made.object)
+    (folder / f"{name}.h").write_text(header(made.description, "a test"))
+    if made.weights:
+        (folder / f"{name}.weights").write_bytes(made.weights)
+    (folder / "driver.c").write_text(driver(made.description))
+
+
+def built(folder: Path, compiler: Sequence[str], *options: str) -> Path:
+    """The driver of a folder, linked with its library."""
+    program = folder / "driver"
+    command = [*compiler, "-O1", "-Wall", "-Wextra", "-Werror", *options, "-o", str(program), "driver.c", f"{NAME}.o"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def played(program: Path, script: Script, *emulator: str) -> list[tuple[int, Any]]:
+    """What a driver answers to a script."""
+    folder = program.parent
+    (folder / "commands").write_bytes(script.content)
+    done = subprocess.run(
+        [*emulator, str(program), "commands", "answers"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
+    return script.read((folder / "answers").read_bytes())
+
+
+def found(*tools: str) -> bool:
+    """Whether this machine has them all."""
+    return all(map(shutil.which, tools))
+
+
+# --- other machines -----------------------------------------------------------------------------------------------------
+
+_MANY: Final = """
+import pickle, sys
+import libraries
+libraries.emit_many(*sys.argv[1:])
+"""
+
+
+def emitted_elsewhere(
+    machine: Target,
+    models: Mapping[str, tuple[le.Model, Mapping[str, Any]]],
+    folder: Path,
+    environment: Mapping[str, str],
+) -> dict[str, Emitted]:
+    """Libraries of several models for another machine, made in one process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    orders = {}
+    for name, (model, options) in models.items():
+        model.save(folder / f"{name}.npz")
+        orders[name] = (model.precision, dict(model.declared), dict(options))
+    (folder / "orders").write_bytes(pickle.dumps((machine, orders)))
+    child(f"import sys; sys.argv[1:] = [{str(folder)!r}]\n{_MANY}", dict(environment))
+    made: dict[str, Emitted] = pickle.loads((folder / "made").read_bytes())
+    return made
+
+
+def emit_many(place: str) -> None:
+    """The other process."""
+    folder = Path(place)
+    machine, orders = pickle.loads((folder / "orders").read_bytes())
+    assume(machine)
+    made = {}
+    for name, (precision, declared, options) in orders.items():
+        model = le.load(folder / f"{name}.npz", precision=precision, states=declared or None)
+        made[name] = emitted_here(model, machine, **options)
+    (folder / "made").write_bytes(pickle.dumps(made))

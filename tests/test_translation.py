@@ -230,6 +230,7 @@ def short_circuits(x, y):  # type: ignore[no-untyped-def]
         note(100)
     if answered(4, x > 0) or answered(5, y > 0) or answered(6, x > y):
         note(101)
+    note(0 < answered(20, x) < answered(21, y) < answered(22, 5))
     if not (answered(7, x) and answered(8, y)) or answered(9, x == y):
         note(102)
     z = answered(10, x == 1) or (answered(11, y == 1) and answered(12, x == y))

@@ -465,17 +465,22 @@ class Body:
         return self.b.add(rest, self.b.mul(short, y))
 
     def _of_compare(self, node: ast.Compare) -> Value:
-        left, result = self.value(node.left), True
-        for operator, following in zip(node.ops, node.comparators, strict=True):
-            right = self.value(following)
-            result = self._both(result, self._comparison(type(operator), left, right))
+        """A chain of comparisons: what stands behind one that fails is not evaluated."""
+        left = self.value(node.left)
+        arms: list[tuple[dict[str, Value], ir.Block]] = []
+        *first, (operator, following) = zip(node.ops, node.comparators, strict=True)
+        for each, middle in first:
+            right = self.value(middle)
+            test = self._comparison(type(each), left, right)
             left = right
-        return result
-
-    def _both(self, x: Value, y: Value) -> Value:
-        if isinstance(x, bool):
-            return y if x else False
-        return self.b.and_(x, self.machine(y))
+            if test is False:
+                return self._ended(arms, False)
+            if test is not True:
+                on, off = self.b.append_basic_block("more"), self.b.append_basic_block("enough")
+                self.b.cbranch(test, on, off)
+                arms.append(({"": False}, off))
+                self.b.position_at_end(on)
+        return self._ended(arms, self._comparison(type(operator), left, self.value(following)))
 
     def _comparison(self, kind: type[ast.cmpop], x: Value, y: Value) -> Value:
         if not any(isinstance(value, ir.Value | Spot) for value in (x, y)):
