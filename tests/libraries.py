@@ -265,6 +265,7 @@ def assert_same_state(instance: Instance, stream: le.Stream) -> None:
 # --- C programs ---------------------------------------------------------------------------------------------------------
 
 STEP, FEED, SAVE, LOAD, RESET = range(1, 6)
+ALONE: Final = -1  # one step, whose arrays have no axis of steps
 
 
 def driver(description: Mapping[str, Any]) -> str:
@@ -374,6 +375,7 @@ int main(int count, char **words)
         }}
     }}
     fclose(to);
+    give_back(self, {name.upper()}_INSTANCE_BYTES);
     return 0;
 }}
 """
@@ -395,14 +397,14 @@ class Script:
 
     description: Mapping[str, Any]
     content: bytearray = field(default_factory=bytearray)
-    answers: list[int | None] = field(default_factory=list)  # steps of outputs; 0: a state; None: nothing but a code
+    answers: list[int | None] = field(default_factory=list)  # steps of outputs, or ALONE; 0: a state; None: a code
 
     def _command(self, kind: int, count: int, payload: bytes, answer: int | None) -> None:
         self.content += np.array([kind, count], "<i4").tobytes() + payload
         self.answers.append(answer)
 
     def step(self, feeds: Arrays) -> None:
-        self._command(STEP, 1, self._inputs(feeds), 1)
+        self._command(STEP, 1, self._inputs(feeds), ALONE)
 
     def feed(self, steps: Sequence[Arrays]) -> None:
         self._command(FEED, len(steps), self._inputs(stacked(steps, self.description["inputs"])), len(steps))
@@ -433,7 +435,7 @@ class Script:
             elif code == Result.OK and steps is not None:
                 result = {}
                 for end in self.description["outputs"]:
-                    shape = (*([steps] if end["steps"] else []), *end["shape"])
+                    shape = (*([steps] if end["steps"] and steps != ALONE else []), *end["shape"])
                     count = int(np.prod(shape))
                     array = np.frombuffer(answer, np.dtype(end["dtype"]).newbyteorder("<"), count, at)
                     result[end["name"]] = array.reshape(shape).astype(end["dtype"])
