@@ -518,3 +518,15 @@ def emit_many(place: str) -> None:
         model = le.load(folder / f"{name}.npz", precision=precision, states=declared or None)
         made[name] = emitted_here(model, machine, **options)
     (folder / "made").write_bytes(pickle.dumps(made))
+
+
+def assert_is_the_call(model: le.Model, feeds: Arrays) -> Instance:
+    """A library of whole calls gives the bits of Model.run()."""
+    shapes = {name: x.shape for name, x in feeds.items()}
+    instance = Instance(Library.linked(emitted_here(model, shapes=shapes)))
+    expected = model.run(feeds)
+    for _ in range(2):
+        code, got = instance.step(feeds)
+        assert code == Result.OK
+        assert_same_bits(got, {name: expected[name] for name in got})
+    return instance

@@ -203,6 +203,8 @@ def comparisons(x, y):  # type: ignore[no-untyped-def]
     note(x >= 2)
     note(y < -1)
     note(-2 < x <= y < 9)
+    note(x in (1, y, 8))
+    note(x not in (3, -1))
     return (x == 1) == (y == 1)
 
 

@@ -483,6 +483,8 @@ class Body:
         return self._ended(arms, self._comparison(type(operator), left, self.value(following)))
 
     def _comparison(self, kind: type[ast.cmpop], x: Value, y: Value) -> Value:
+        if kind in (ast.In, ast.NotIn):
+            return self._membership(x, y, kind is ast.In)
         if not any(isinstance(value, ir.Value | Spot) for value in (x, y)):
             return bool(_COMPARED[kind][1](x, y))
         like = self._common(x, y)
@@ -491,6 +493,19 @@ class Body:
             return self.b.icmp_signed(symbol, left, right)
         compared = self.b.fcmp_unordered if symbol == "!=" else self.b.fcmp_ordered
         return compared(symbol, left, right)
+
+    def _membership(self, x: Value, among: tuple[Value, ...], expected: bool) -> Value:
+        """Whether a value is one of several, or none of them."""
+        found: Value = False
+        for each in among:
+            same = self._comparison(ast.Eq, x, each)
+            if same is True:
+                return expected
+            if same is not False:
+                found = same if found is False else self.b.or_(found, same)
+        if found is False:
+            return not expected
+        return found if expected else self.b.not_(found)
 
     def _of_boolop(self, node: ast.BoolOp) -> Value:
         """`and` and `or`: one of their operands; what stands behind is evaluated only where it counts."""
