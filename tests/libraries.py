@@ -285,6 +285,10 @@ def driver(description: Mapping[str, Any]) -> str:
 #include <stdlib.h>
 #include <string.h>
 #include "{name}.h"
+#ifdef __arm__
+#include <malloc.h> /* newlib has no aligned_alloc() */
+#define aligned_alloc memalign
+#endif
 #ifdef GUARDED
 #include <sys/mman.h>
 #endif
