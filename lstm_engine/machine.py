@@ -190,7 +190,7 @@ _assumed: Target | None = None
 
 
 def assume(machine: Target) -> None:
-    """Emit code for another machine from here on: for a process that does nothing else (`emission.py`)."""
+    """Emit code for another machine from here on: for a process that does nothing else (`library/maker.py`)."""
     global _assumed
     _assumed = machine
 
