@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import (
         BusyError,
+        ClusterError,
         InputError,
         LstmEngineError,
+        MissingExtraError,
         ModelFormatError,
         StateError,
         StreamingError,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .library import Library, export
     from .model import Model, load
     from .pool import StreamPool
+    from .ragged import Ragged
     from .serving import AsyncPool, AsyncStream
     from .session import InferenceSession
     from .state import State
@@ -53,14 +56,17 @@ _HOMES = {
     "AsyncStream": "serving",
     "Beam": "generation",
     "BusyError": "errors",
+    "ClusterError": "errors",
     "InferenceSession": "session",
     "InputError": "errors",
     "Likelihood": "generation",
     "Library": "library",
     "LstmEngineError": "errors",
+    "MissingExtraError": "errors",
     "Model": "model",
     "ModelFormatError": "errors",
     "Piece": "generation",
+    "Ragged": "ragged",
     "Sampler": "generation",
     "State": "state",
     "StateError": "errors",
@@ -85,14 +91,17 @@ __all__ = [
     "AsyncStream",
     "Beam",
     "BusyError",
+    "ClusterError",
     "InferenceSession",
     "InputError",
     "Library",
     "Likelihood",
     "LstmEngineError",
+    "MissingExtraError",
     "Model",
     "ModelFormatError",
     "Piece",
+    "Ragged",
     "Sampler",
     "State",
     "StateError",

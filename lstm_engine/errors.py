@@ -7,7 +7,9 @@
     ├── StreamingError          the model needs the whole sequence at once
     ├── StateError              a state that does not belong to this stream
     ├── BusyError               more waits already than was said may wait
-    └── TargetError             machine code for a CPU that cannot be had      (also ValueError)
+    ├── ClusterError            actors or stores of a cluster that do not answer
+    ├── TargetError             machine code for a CPU that cannot be had      (also ValueError)
+    └── MissingExtraError       a package that an optional part needs is not installed
 
 A message says: subject, what was expected (in named dimensions), what was got, where it came from
 and what to do about it.
@@ -16,10 +18,13 @@ and what to do about it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 
 class LstmEngineError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. ``row``: that of a column which is at fault, where it is one's."""
+
+    row: int | None = None
 
 
 class ModelFormatError(LstmEngineError, ValueError):
@@ -46,11 +51,27 @@ class BusyError(LstmEngineError):
     """More steps wait than were said to be let wait; nothing is wrong with this one: try again later."""
 
 
+class ClusterError(LstmEngineError):
+    """Actors or stores of a cluster do not answer for so long that the call gives up; it may be made again."""
+
+
 class TargetError(LstmEngineError, ValueError):
     """Machine code is asked for that this CPU cannot run, or for a CPU that it cannot be made for."""
 
 
+class MissingExtraError(LstmEngineError):
+    """An optional part of this package is asked for whose packages are not installed; says what to install."""
+
+
 MOST_LISTED = 50
+Fault = TypeVar("Fault", bound=LstmEngineError)
+
+
+def of_row(row: int, fault: Fault) -> Fault:
+    """The same error, saying which row of a column it is of."""
+    located = type(fault)(f"row {row}: {fault}")
+    located.row, located.__cause__ = row, fault
+    return located
 
 
 def listed(heading: str, faults: Sequence[str]) -> str:

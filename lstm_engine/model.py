@@ -39,13 +39,14 @@ from .workers import threads_allowed
 if TYPE_CHECKING:
     from .many import Arrangement
     from .pool import StreamPool
+    from .ragged import Column, Columns
     from .stream import Stream
     from .trace import Trace
 
 Path = str | os.PathLike[str]
 PRECISIONS_ASKED: Final = ("float32", "bfloat16", "int8")
 _MOST_PROGRAMS: Final = 16  # kept at a time, least recently used first to go
-_MOST_CALLS: Final = 256  # prepared calls kept; all go when there are more
+_MOST_CALLS: Final = 1024  # prepared calls kept, those of a set of many lengths too; all go when there are more
 
 
 def load(
@@ -136,6 +137,7 @@ class Model:
         self._states: tuple[tuple[str, str], ...] | None = None
         self._fingerprint: str | None = None
         self._arrangement: Arrangement | None = None
+        self._columns: Columns | None = None
         if self._declared:
             check_states(graph, self._declared)  # faults in states= are errors of load
 
@@ -237,14 +239,47 @@ class Model:
 
         Raises InputError for what is no set, at once; errors of a sequence name its index when its turn comes.
         """
-        from .many import Arrangement, Calls, run_many
+        from .many import Calls, run_many
 
         wanted = self._wanted(outputs)
+        calls = Calls(self._named, self._checked, lambda feeds: self.run(feeds, wanted))
+        return run_many(sequences, self._arranged(), calls, batch, ahead, progress)
+
+    def run_ragged(self, columns: Any, outputs: Sequence[str] | None = None) -> dict[str, Column]:
+        """Run whole columns of sequences of any lengths; whole columns come back, with the same rows.
+
+        ``columns``: {input name: column}, or one column where the model has one required input. A column is a Ragged
+        (values of all sequences, steps first, and where each begins), or an array [rows, steps, …]; of inputs without
+        steps an array [rows, …]. Values may be flat where steps have a shape. Results are a Ragged where they have
+        steps, else an array [rows, …]; each row is what run() gives its sequence alone, bit by bit in float32 and int8.
+
+        Raises InputError naming the first row that does not fit; UnsupportedModelError where a model's results are of
+        sizes that cannot be told ahead.
+        """
+        wanted = self._wanted(outputs)
+        return self.columns.run(self._named(columns), wanted)
+
+    @property
+    def columns(self) -> Columns:
+        """How columns of sequences are run. Raises UnsupportedModelError as run_ragged() does."""
+        from .ragged import Columns
+
+        with self._lock:
+            runs = self._columns
+        if runs is None:
+            runs = Columns(self.graph, self.store, self.means, self._arranged(), self.run)
+            with self._lock:
+                self._columns = runs
+        return runs
+
+    def _arranged(self) -> Arrangement:
+        """How sequences become calls."""
+        from .many import Arrangement
+
         with self._lock:
             if self._arrangement is None:
                 self._arrangement = Arrangement.of(self.graph, self.store, self.means)
-        calls = Calls(self._named, self._checked, lambda feeds: self.run(feeds, wanted))
-        return run_many(sequences, self._arrangement, calls, batch, ahead, progress)
+            return self._arrangement
 
     def stream(self, batch: int = 1, constants: Mapping[str, Any] | None = None) -> Stream:
         """A stream of ``batch`` rows: owns state and buffers, shares the weights.

@@ -302,6 +302,19 @@ class AsyncStream:
         self._check_open()
         return await self.pool._put(self, _checked(self.pool.pool.inputs, x))
 
+    async def feed(self, chunk: Any) -> Any:
+        """Any number of steps at once, between two batches: what StreamPool.feed() takes and gives for one slot.
+
+        Raises InputError, StateError; the state is then as it was.
+        """
+
+        def fed() -> Any:
+            (y,) = self.pool.pool.feed([self.slot], [chunk])
+            self.steps += len(next(iter(y.values())) if isinstance(y, Mapping) else y)
+            return y
+
+        return await self._do(fed)
+
     async def reset(self) -> None:
         """Back to the initial state."""
         await self._do(lambda: self.pool.pool.reset(self.slot))

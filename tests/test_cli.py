@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -902,3 +903,12 @@ def test_an_interrupt_that_python_forgets_still_ends_a_generation(environment: d
     )
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_scoring_says_what_it_lacks(call: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
+    done = call("score", "model.onnx", "in.parquet", "out")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("lstm-engine: lstm_engine.ray needs ray")
+    assert done.err.endswith("pip install 'lstm_engine[ray]'\n")

@@ -125,6 +125,8 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "trace": {*_VALUES, "calls", "pages", "passes", "program", "reference"},
 }
 MAY_IMPORT["many"] = {*_VALUES, "passes", "program"}
+MAY_IMPORT["blocks"] = {*_VALUES, "calls", "engine", "program"}
+MAY_IMPORT["ragged"] = {*_VALUES, "blocks", "feeds", "many", "passes", "program", "reference"}
 _LOWER = set(MAY_IMPORT) - {"__init__", "__main__"}
 MAY_IMPORT["model"] = {*_LOWER, "reference", "feeds"} - {"jit"}
 MAY_IMPORT["program"] |= {"pages", "precision"}
@@ -136,12 +138,14 @@ for _top in ("generation", "session", "onnx_backend"):
     MAY_IMPORT[_top] = {*_LOWER, "model", "feeds"}
 MAY_IMPORT["report"] = {*_LOWER, "model", "feeds", "generation"}
 MAY_IMPORT["serving"] = {"errors", "feeds", "graph", "model", "pool", "state"}
+MAY_IMPORT["ray"] = {*_LOWER, "feeds", "generation", "model", "ragged", "serving"}
 MAY_IMPORT["signals"] = set()
 MAY_IMPORT["terminal"] = {"errors"}
 MAY_IMPORT["library"] = {*_LOWER, "model", "__version__"}
 MAY_IMPORT["runtime"] = {"errors", "state"}
 MAY_IMPORT["cli"] = {
-    *_LOWER, "model", "feeds", "generation", "library", "session", "report", "signals", "terminal", "__version__",
+    *_LOWER, "model", "feeds", "generation", "library", "session", "report", "signals", "terminal", "ray",
+    "__version__",
 }  # fmt: skip
 
 
@@ -274,7 +278,7 @@ def test_exports() -> None:
         "load", "Model", "Stream", "State", "InferenceSession", "Sampler", "generate", "stream_generate", "generate_many",
         "beam_search", "score", "Vocabulary", "Piece", "Beam", "Likelihood", "TensorSpec", "LstmEngineError",
         "ModelFormatError", "UnsupportedModelError", "InputError", "StreamingError", "StateError",
-        "TargetError",
+        "TargetError", "MissingExtraError", "Ragged",
     }  # fmt: skip
     assert wanted <= set(le.__all__)
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", le.__version__)
@@ -339,9 +343,13 @@ for name in MODULES:
         del sys.modules[loaded]
     try:
         importlib.import_module(name)
+    except ModuleNotFoundError as fault:
+        if fault.name not in EXTRAS or not name.startswith("lstm_engine.ray."):
+            raise
     except Exception as fault:
         raise SystemExit(f"{name}: {fault!r}")
 """
+    code = code.replace("EXTRAS", '("ray", "pyarrow")')
     shares = [code.replace("MODULES", repr(modules[first::2])) for first in range(2)]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda share: child(share, fresh_environment), shares))

@@ -3,7 +3,7 @@
 options.py     what makes a function a command; the options of load()      files.py      arrays and whole files
 describing.py  inspect, verify, bench, explain                             running.py    run
 preparing.py   convert, warm-up                                            streaming.py  stream
-generating.py  generate
+generating.py  generate                                                    scoring.py    score, on Ray
 
 A new command is a function under ``@command``, and its place in ``_COMMANDS``.
 Exit codes: 0; 1, it failed (one line on stderr says why); 2, wrong usage; 128 + n, ended by signal n.
@@ -23,10 +23,11 @@ from .exporting import export
 from .generating import generate
 from .preparing import convert, warm_up
 from .running import run
+from .scoring import score
 from .streaming import stream
 
 #: In the order of --help; a command is called as its function is, with '-' for '_'.
-_COMMANDS: Final = (inspect, convert, verify, bench, warm_up, explain, run, stream, generate, export)
+_COMMANDS: Final = (inspect, convert, verify, bench, warm_up, explain, run, stream, generate, export, score)
 
 app = typer.Typer(
     name="lstm-engine",

@@ -365,14 +365,21 @@ def _slot(b: ir.IRBuilder) -> ir.Value:
         return b.alloca(INT32)
 
 
+_FLUSHING = 0x8040  # FTZ | DAZ
+
+
 def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
-    """Treat denormals as zero from here on; the control word to restore afterwards."""
+    """Treat denormals as zero from here on; the control word to restore afterwards.
+
+    Callers that do so already (audio programs) are spared two writes of the control word, as dear as a small layer.
+    """
     if target().triple.startswith("x86_64"):
         slot = _slot(b)
         call(b, "llvm.x86.sse.stmxcsr", ir.VoidType(), [slot])
         before = b.load(slot, typ=INT32)
-        b.store(b.or_(before, ir.Constant(INT32, 0x8040)), slot)  # FTZ | DAZ
-        call(b, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [slot])
+        with b.if_then(_keeps_denormals(b, before), likely=True):
+            b.store(b.or_(before, ir.Constant(INT32, _FLUSHING)), slot)
+            call(b, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [slot])
         return b.zext(before, INT64)
     if target().triple.startswith(("aarch64", "arm64")):
         before = call(b, "llvm.aarch64.get.fpcr", INT64, [])
@@ -381,11 +388,18 @@ def _flush_denormals(b: ir.IRBuilder) -> ir.Value:
     return int64(0)
 
 
+def _keeps_denormals(b: ir.IRBuilder, control: ir.Value) -> ir.Value:
+    flushing = ir.Constant(INT32, _FLUSHING)
+    return b.icmp_unsigned("!=", b.and_(control, flushing), flushing)
+
+
 def _restore_denormals(b: ir.IRBuilder, before: ir.Value) -> None:
     if target().triple.startswith("x86_64"):
-        slot = _slot(b)
-        b.store(b.trunc(before, INT32), slot)
-        call(b, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [slot])
+        control = b.trunc(before, INT32)
+        with b.if_then(_keeps_denormals(b, control), likely=True):
+            slot = _slot(b)
+            b.store(control, slot)
+            call(b, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [slot])
     elif target().triple.startswith(("aarch64", "arm64")):
         call(b, "llvm.aarch64.set.fpcr", ir.VoidType(), [before])
 

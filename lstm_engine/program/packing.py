@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,12 @@ def aligned_copy(values: np.ndarray, dtype: Any) -> np.ndarray:
     copy = aligned_empty(values.shape, dtype)
     copy[...] = values
     return copy
+
+
+def as_aligned(array: np.ndarray) -> np.ndarray:
+    """The array itself if it begins at a cache line, else a copy that does."""
+    fits = array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
+    return array if fits else aligned_copy(array, array.dtype)
 
 
 def blocks(units: int, width: int = LANES) -> int:
@@ -137,6 +143,17 @@ class Store:
             if held is None:
                 held = self._shared[key] = aligned_copy(values, dtype)
             return held
+
+    @property
+    def packed(self) -> dict[Hashable, np.ndarray]:
+        """The weights that are packed by now, by keys that mean the same in every process."""
+        with self._lock:
+            return dict(self._arrays)
+
+    def take(self, packed: Mapping[Hashable, np.ndarray]) -> None:
+        """Weights that another process has packed for a CPU of the same kind, as they lie in memory."""
+        with self._lock:
+            self._arrays.update({key: as_aligned(array) for key, array in packed.items()})
 
     @property
     def nbytes(self) -> int:
