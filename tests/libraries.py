@@ -521,14 +521,19 @@ def emit_many(place: str) -> None:
 
 
 def assert_is_the_call(model: le.Model, feeds: Arrays) -> Instance:
-    """A library of whole calls gives the bits of Model.run()."""
+    """A library of whole calls gives the bits of Model.run(), where that, too, is machine code from end to end."""
     shapes = {name: x.shape for name, x in feeds.items()}
     instance = Instance(Library.linked(emitted_here(model, shapes=shapes)))
     expected = model.run(feeds)
+    in_python = any(made.program.hosts for made, *_ in model._programs.values())
     for _ in range(2):
         code, got = instance.step(feeds)
         assert code == Result.OK
-        assert_same_bits(got, {name: expected[name] for name in got})
+        for name, x in got.items():
+            if in_python:
+                np.testing.assert_allclose(x, expected[name], rtol=2e-5, atol=2e-6, err_msg=name)
+            else:
+                assert_same_bits(x, expected[name], name)
     return instance
 
 
