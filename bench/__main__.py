@@ -1,4 +1,4 @@
-"""python -m bench: run, list, table, readme, plot, check."""
+"""python -m bench: run, list, table, readme, plot, check, library."""
 
 from __future__ import annotations
 
@@ -136,6 +136,34 @@ def check(results: Results) -> None:
     print(told(found))
     if not all(each.passed or each.excused for each in found):
         raise typer.Exit(1)
+
+
+@app.command()
+def library(
+    page: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="rewrite what stands between its library marks")
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="seconds a row, for a first look")] = False,
+) -> None:
+    """Exported libraries from C beside the engine's own kernels: a table on stdout, or into a page."""
+    from lstm_engine.report.timing import FULL, QUICK
+
+    from .environment import cores_for, stamp
+    from .library import BEGIN, END, measure
+    from .library import table as table_of
+    from .report import machine_line, rewrite
+
+    try:
+        text = (
+            f"{machine_line({'machine': stamp({'1': cores_for(1)})})}\n\n{table_of(measure(QUICK if quick else FULL))}"
+        )
+    except RuntimeError as fault:
+        print(fault, file=sys.stderr)
+        raise typer.Exit(1) from fault
+    print(text)
+    if page is not None:
+        with _reported():
+            rewrite(page, text, BEGIN, END)
 
 
 def _everything(document: dict[str, Any]) -> str:

@@ -384,7 +384,7 @@ def measured(place: Path, rows: int, rounds: int, workers: int) -> dict[str, Any
     write_data(few, workers * 2, 1)
     targets = {"plain": place / "plain", "ray": place / "ray"}
     sides = {"plain": Plain(model, workers), "ray": OnRay(model, workers)}
-    found: dict[str, Any] = {"rows": rows, "workers": workers, "store": STORE, "machine": _machine()}
+    found: dict[str, Any] = {"rows": rows, "workers": workers, "store": STORE, "machine": machine()}
     found["data"] = sum(path.stat().st_size for path in data.iterdir())
     jobs: dict[str, list[Round]] = {f"{name}{kind}": [] for name in sides for kind in ("", " start")}
     for _ in range(rounds):
@@ -400,7 +400,7 @@ def measured(place: Path, rows: int, rounds: int, workers: int) -> dict[str, Any
     return found
 
 
-def _machine() -> str:
+def machine() -> str:
     """What it ran on, in a line."""
     from .environment import stamp, versions
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -78,6 +77,16 @@ async def here(model: Any, count: int, rounds: int) -> list[float]:
     return await seconds(step, rounds)
 
 
+def here_row(count: int) -> str:
+    """The name of the row of streams in this process."""
+    return f"{count} streams, in this process"
+
+
+def actor_row(count: int, every: int) -> str:
+    """The name of the row of streams on an actor."""
+    return f"{count} streams, a snapshot every {every} steps"
+
+
 async def measured(model: Any, rounds: int) -> list[dict[str, Any]]:
     """All rows."""
     import ray
@@ -92,27 +101,30 @@ async def measured(model: Any, rounds: int) -> list[dict[str, Any]]:
     rows = [row("an empty call of an actor", await seconds(lambda: empty.call.remote(b""), rounds), 1)]
     ray.kill(empty)
     for count in CROWD:
-        rows.append(row(f"{count} streams, in this process", await here(model, count, rounds), count))
+        rows.append(row(here_row(count), await here(model, count, rounds), count))
     for every in EVERY:
         async with await AsyncRayPool.start(model, actors=1, snapshot_every=every, num_cpus=0.5) as pool:
             for count in CROWD:
                 taken = await crowd(pool, model, count, rounds if count == 1 else max(rounds // 8, 10))
-                rows.append(row(f"{count} streams, a snapshot every {every} steps", taken, count))
+                rows.append(row(actor_row(count, every), taken, count))
     return rows
 
 
 @app.command()
 def streams(
-    out: Annotated[Path, typer.Option(help="the JSON to write")] = Path("cluster-streams.json"),
+    out: Annotated[Path | None, typer.Option(help="the JSON to write")] = None,
     rounds: Annotated[int, typer.Option(help="calls a row")] = 400,
+    page: Annotated[Path | None, typer.Option(help="rewrite what stands between this page's bench marks")] = None,
 ) -> None:
-    """Measure, and print a table."""
+    """Measure, and print (or write) the tables."""
     import ray
 
     import lstm_engine as le
 
-    from .cluster import HIDDEN, write_model
+    from .cluster import HIDDEN, machine, write_model
+    from .report import rewrite
 
+    about = machine()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_model(path, HIDDEN)
@@ -122,16 +134,37 @@ def streams(
         rows = asyncio.run(measured(model, rounds))
     finally:
         ray.shutdown()
-    out.write_text(
-        json.dumps({"cores": os.cpu_count(), "ray": ray.__version__, "rows": rows}, indent=1) + "\n", "utf-8"
-    )
-    print(table(rows))
+    if out is not None:
+        out.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    text = f"{about}\n\n{table(rows)}\n\n{costs(rows)}"
+    if page is None:
+        print(text)
+    else:
+        rewrite(page, text)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as Markdown."""
     lines = ["| row | a call, µs | p99, µs | a stream's step, µs |", "|---|--:|--:|--:|"]
     lines += [f"| {r['row']} | {r['call_us']:,.0f} | {r['p99_us']:,.0f} | {r['step_us']:,.1f} |" for r in rows]
+    return "\n".join(lines)
+
+
+def costs(rows: list[dict[str, Any]]) -> str:
+    """What the rows mean for a crowd: how many steps a second one process and one actor make, and many nodes would."""
+    step = {r["row"]: r["step_us"] for r in rows}
+    most, seldom = max(CROWD), max(EVERY)
+    alone, actor = step[here_row(most)], step[actor_row(most, seldom)]
+    lines = [
+        "| cost model |  |",
+        "|---|--:|",
+        f"| steps a second of {most} streams in one process | {1e6 / alone:,.0f} |",
+        f"| steps a second of {most} streams on one actor, from one client | {1e6 / actor:,.0f} |",
+        f"| what Ray adds to a step of {most} streams at once, µs | {actor - alone:,.1f} |",
+        f"| a snapshot of a stream, µs (every step against every {seldom}) | "
+        f"{(step[actor_row(most, 1)] - actor) / (1 - 1 / seldom):,.1f} |",
+        f"| steps a second of 200 actors with a client each, on paper | {200e6 / actor:,.0f} |",
+    ]
     return "\n".join(lines)
 
 

@@ -74,6 +74,110 @@ def step_feeds(subject: str, specs: Sequence[TensorSpec], x: Any) -> Mapping[str
     return x
 
 
+def step_arrays(specs: Sequence[TensorSpec], batch: int, x: Any) -> tuple[dict[str, np.ndarray], bool]:
+    """Feeds of one step with their batch axis; second, whether the caller left it out.
+
+    Raises InputError, for all faults at once.
+    """
+    named = step_feeds("step", specs, x)
+    faults: list[str] = []
+    arrays, lean = {}, False
+    for spec in specs:
+        if spec.name not in named:
+            continue
+        try:
+            array, left_out = _of_one_step(spec, batch, named[spec.name])
+        except InputError as fault:
+            faults.append(str(fault))
+            continue
+        arrays[spec.name] = array
+        lean = lean or left_out
+    if faults:
+        raise InputError(listed("step", faults))
+    return arrays, lean
+
+
+def _of_one_step(spec: TensorSpec, batch: int, value: Any) -> tuple[np.ndarray, bool]:
+    array = converted(spec, value)
+    shape = spec.shape or ()
+    if fits(shape, array.shape):
+        return array, False
+    if batch == 1 and shape and shape[0] == 1 and fits(shape[1:], array.shape):
+        return array[np.newaxis], True
+    if batch == 1 and array.ndim == 0 and all(size == 1 for size in shape):
+        return array.reshape((1,) * len(shape)), True
+    raise InputError(f"'{spec}': expected shape {shown(shape)}, got {list(array.shape)}")
+
+
+def chunk_arrays(
+    specs: Sequence[TensorSpec], axes: Mapping[str, int | None], batch: int, chunk: Any
+) -> tuple[dict[str, np.ndarray], int]:
+    """Feeds of many steps with their batch axis, and how many steps they are.
+
+    ``axes``: where the steps lie, by input; None for one that does not go from step to step.
+    Raises InputError.
+    """
+    named = step_feeds("step", specs, chunk)
+    faults: list[str] = []
+    arrays: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+    for spec in specs:
+        if spec.name not in named:
+            continue
+        array = converted(spec, named[spec.name])
+        shape, axis = spec.shape or (), axes[spec.name]
+        wanted = shape if axis is None else (*shape[:axis], None, *shape[axis:])
+        if batch == 1 and array.ndim == len(wanted) - 1 and 1 in wanted:
+            array = _with_batch(array, wanted)
+        if not fits(wanted, array.shape):
+            letters = shape if axis is None else (*shape[:axis], "T", *shape[axis:])
+            faults.append(f"'{spec.name}': expected shape {shown(letters)}, got {list(array.shape)}")
+            continue
+        arrays[spec.name] = array
+        if axis is not None:
+            counts[spec.name] = array.shape[axis]
+    if not faults and len(set(counts.values())) > 1:
+        faults.append(f"chunks of different lengths: {counts}")
+    if faults:
+        raise InputError(listed("feed", faults))
+    return arrays, next(iter(counts.values()), 1)
+
+
+def _with_batch(array: np.ndarray, wanted: Shape) -> np.ndarray:
+    """A chunk given without its batch axis of 1."""
+    axis = wanted.index(1)
+    given = fits(wanted[:axis] + wanted[axis + 1 :], array.shape)
+    return np.expand_dims(array, axis) if given else array
+
+
+def lean_shape(shape: tuple[int, ...], batch: int) -> tuple[int, ...] | None:
+    """The shape of a step whose batch axis is left out; None where it has to be there."""
+    return shape[1:] if batch == 1 and shape and shape[0] == 1 else None
+
+
+def target_arrays(
+    out: Any, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype[Any]]
+) -> dict[str, np.ndarray]:
+    """``out=`` of a step as {output: array}, each of the shape and dtype of its output, and writable.
+
+    Raises InputError, for all faults at once.
+    """
+    named = out if isinstance(out, Mapping) else {next(iter(shapes)): out} if len(shapes) == 1 else None
+    if named is None:
+        raise InputError(f"out: expected {{name: array}} for outputs {', '.join(shapes)}, got {described(out)}")
+    faults = []
+    for name, target in named.items():
+        if name not in shapes:
+            faults.append(f"'{name}' is not an output of a step")
+        elif not isinstance(target, np.ndarray) or target.dtype != dtypes[name] or target.shape != shapes[name]:
+            faults.append(f"'{name}': expected {dtypes[name]}{list(shapes[name])}, got {described(target)}")
+        elif not target.flags.writeable:
+            faults.append(f"'{name}': the array is read-only")
+    if faults:
+        raise InputError(listed("out", faults))
+    return dict(named)
+
+
 def with_zeros(specs: Sequence[TensorSpec], names: Sequence[str], feeds: Mapping[str, Any]) -> dict[str, Any]:
     """The feeds, and zeros for those of ``names`` that are left out, where the others say how large they are."""
     sizes = {

@@ -90,6 +90,8 @@ _X86_VARIANTS: Final[Mapping[str, tuple[str, frozenset[str]]]] = MappingProxyTyp
 #: rounding of rows (bench row `step-h64-bfloat16`).
 _DOUBLING: Final = ("znver",)
 _LINUX: Final = "x86_64-unknown-linux-gnu"
+#: What a machine may lack that a program made for another one of its architecture uses.
+_UNCERTAIN: Final = _V4 - _V2 - {"bmi", "lzcnt", "movbe", "xsave"} | {"avx512vnni", "avx512bf16", "avxvnni"}
 _TILES: Final = frozenset({"amx-tile", "amx-int8", "amx-bf16"})
 
 
@@ -148,6 +150,11 @@ class Target:
         if self.vector_bytes == 64:
             return "avx512"
         return "avx2" if self.fma else "x86-64"
+
+    @property
+    def needs(self) -> list[str]:
+        """Of the features that the code may use, those that a CPU of its architecture may well lack."""
+        return sorted(self.enabled & _UNCERTAIN)
 
     @property
     def small(self) -> bool:

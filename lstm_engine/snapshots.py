@@ -7,12 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from .engine import slot_rows
-from .errors import StateError, listed
-from .feeds import described
 from .passes.states import CellState
 from .program.program import StateSlot
 from .program.streaming import Streamable
-from .state import State
+from .state import State, check_alike
 
 Cells = list[tuple[StateSlot, np.ndarray]]
 
@@ -27,20 +25,7 @@ def restore(snapshot: State, fingerprint: str, lowered: Streamable, memory: np.n
 
     Raises StateError for one of another model, batch or shape; the memory is then as it was.
     """
-    if not isinstance(snapshot, State):
-        raise StateError(f"state: expected a State, got {type(snapshot).__name__}")
-    if snapshot.fingerprint != fingerprint:
-        raise StateError(f"state: it belongs to model {snapshot.fingerprint[:12]}, this is {fingerprint[:12]}")
-    if snapshot.batch != lowered.batch:
-        raise StateError(f"state: it is of batch {snapshot.batch}, this stream is of batch {lowered.batch}")
-    own = _arrays(lowered, memory)
-    faults = [
-        f"'{name}': expected {described(own.get(name))}, got {described(snapshot.arrays.get(name))}"
-        for name in {*own, *snapshot.arrays}
-        if described(own.get(name)) != described(snapshot.arrays.get(name))
-    ]
-    if faults:
-        raise StateError(listed("state", sorted(faults)))
+    check_alike(snapshot, State(fingerprint, lowered.batch, _arrays(lowered, memory)))
     for name, parts in cells(lowered).items():
         values = np.ascontiguousarray(snapshot.arrays[name])
         for slot, elements in parts:

@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 
 from .errors import StateError, listed
+from .feeds import described
 
 _MAGIC: Final = b"LSTMSTAT"
 _PREFIX: Final = struct.Struct("<8sI")  # magic, version
@@ -172,6 +173,23 @@ class State:
         if type(fingerprint) is not str:
             raise ValueError("the fingerprint is no text")
         return cls(fingerprint, batch, arrays, bytes.fromhex(description["sampler"]))
+
+
+def check_alike(snapshot: State, own: State) -> None:
+    """Raise StateError for a snapshot of another model, batch or shape than a stream's own."""
+    if not isinstance(snapshot, State):
+        raise StateError(f"state: expected a State, got {type(snapshot).__name__}")
+    if snapshot.fingerprint != own.fingerprint:
+        raise StateError(f"state: it belongs to model {snapshot.fingerprint[:12]}, this is {own.fingerprint[:12]}")
+    if snapshot.batch != own.batch:
+        raise StateError(f"state: it is of batch {snapshot.batch}, this stream is of batch {own.batch}")
+    faults = [
+        f"'{name}': expected {described(own.arrays.get(name))}, got {described(snapshot.arrays.get(name))}"
+        for name in {*own.arrays, *snapshot.arrays}
+        if described(own.arrays.get(name)) != described(snapshot.arrays.get(name))
+    ]
+    if faults:
+        raise StateError(listed("state", sorted(faults)))
 
 
 def _code(array: np.ndarray) -> str:

@@ -15,8 +15,8 @@ from numpy import empty, ndarray
 from . import snapshots
 from .encoding import FORM_WORDS, MOST_AXES, NOT_FITTING, Context
 from .engine import CONTIGUOUS, IN_USE, WRITABLE, Attachment, Layout, Runner, array_form, slot_rows
-from .errors import InputError, StateError, listed
-from .feeds import bind_constants, converted, described, fits, shown, step_feeds
+from .errors import InputError, StateError
+from .feeds import bind_constants, chunk_arrays, lean_shape, step_arrays, target_arrays
 from .graph import Shape, TensorSpec
 from .passes.shapes import fold
 from .program.program import Port, Program, StateSlot
@@ -123,10 +123,8 @@ class Stream:
         from . import images
 
         self._out_shape, self._out_dtype = step_shape(y), y.dtype
-        lean = self._lean_axis(x), self._lean_axis(y)
-        lean_shapes = (
-            [None, None] if None in lean else [_without(step_shape(p), i) for p, i in zip((x, y), lean, strict=True)]
-        )
+        lean = [lean_shape(step_shape(port), self.batch) for port in (x, y)]
+        lean_shapes = [None, None] if None in lean else lean
         self._out_lean = lean_shapes[1] if lean_shapes[1] is not None else self._out_shape
         self._fresh_shape = self._out_lean
         self._runner.forms[:FORM_WORDS] = array_form(x.dtype, step_shape(x), lean_shapes[0], CONTIGUOUS)
@@ -153,21 +151,15 @@ class Stream:
             raise InputError(f"step: {x} does not fit {self._box.dtype}") from fault
         return self._box
 
-    def _lean_axis(self, port: Port) -> int | None:
-        """The batch axis of a step, if it may be left out."""
-        if self.batch != 1:
-            return None
-        shape = step_shape(port)
-        return 0 if shape and shape[0] == 1 and len(shape) > 0 else None
-
     def _step_any(self, x: Any, out: np.ndarray | None) -> Any:
         """A step with whatever it takes to bring x into shape."""
-        feeds, lean = self._step_feeds(x)
+        feeds, lean = step_arrays(self.inputs, self.batch, x)
         if self._lowered.frames is not None:
             self._resize(self._lowered.frames, {name: array.shape for name, array in feeds.items()})
         self._fresh_shape = self._out_lean if lean else self._out_shape
         shapes = {port.name: self._result_shape(port, lean) for port in self._ports_out}
-        targets = {} if out is None else self._checked_targets(out, shapes)
+        dtypes = {port.name: port.dtype for port in self._ports_out}
+        targets = {} if out is None else target_arrays(out, shapes, dtypes)
         results = {name: array.reshape(shapes[name]) for name, array in self._fitting_step(feeds).items()}
         if out is None:
             return next(iter(results.values())) if len(results) == 1 else results
@@ -188,55 +180,8 @@ class Stream:
 
     def _result_shape(self, port: Port, lean: bool) -> tuple[int, ...]:
         shape = step_shape(port)
-        return _without(shape, self._lean_axis(port)) if lean else shape
-
-    def _checked_targets(self, out: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """out= as {output: array}, checked before anything runs."""
-        named = out if isinstance(out, Mapping) else {next(iter(shapes)): out} if len(shapes) == 1 else None
-        if named is None:
-            raise InputError(f"out: expected {{name: array}} for outputs {', '.join(shapes)}, got {described(out)}")
-        dtypes = {port.name: port.dtype for port in self._ports_out}
-        faults = []
-        for name, target in named.items():
-            if name not in shapes:
-                faults.append(f"'{name}' is not an output of a step")
-            elif not isinstance(target, np.ndarray) or target.dtype != dtypes[name] or target.shape != shapes[name]:
-                faults.append(f"'{name}': expected {dtypes[name]}{list(shapes[name])}, got {described(target)}")
-            elif not target.flags.writeable:
-                faults.append(f"'{name}': the array is read-only")
-        if faults:
-            raise InputError(listed("out", faults))
-        return dict(named)
-
-    def _step_feeds(self, x: Any) -> tuple[dict[str, np.ndarray], bool]:
-        """Feeds of one step with their batch axis; second, whether the caller left it out."""
-        named = step_feeds("step", self.inputs, x)
-        faults: list[str] = []
-        arrays, lean = {}, False
-        for spec in self.inputs:
-            if spec.name not in named:
-                continue
-            try:
-                array, left_out = self._fitted(spec, named[spec.name])
-            except InputError as fault:
-                faults.append(str(fault))
-                continue
-            arrays[spec.name] = array
-            lean = lean or left_out
-        if faults:
-            raise InputError(listed("step", faults))
-        return arrays, lean
-
-    def _fitted(self, spec: TensorSpec, value: Any) -> tuple[np.ndarray, bool]:
-        array = converted(spec, value)
-        shape = spec.shape or ()
-        if fits(shape, array.shape):
-            return array, False
-        if self.batch == 1 and shape and shape[0] == 1 and fits(shape[1:], array.shape):
-            return array[np.newaxis], True
-        if self.batch == 1 and array.ndim == 0 and all(size == 1 for size in shape):
-            return array.reshape((1,) * len(shape)), True
-        raise InputError(f"'{spec}': expected shape {shown(shape)}, got {list(array.shape)}")
+        left_out = lean_shape(shape, self.batch) if lean else None
+        return shape if left_out is None else left_out
 
     # --- many steps --------------------------------------------------------------------------------------------------
 
@@ -248,44 +193,12 @@ class Stream:
 
         Raises InputError, StateError; the state is then as it was before the whole chunk.
         """
-        named = step_feeds("step", self.inputs, chunk)
-        arrays, steps = self._chunk_feeds(named)
+        axes = {port.name: time_axis(port) for port in self._ports_in}
+        arrays, steps = chunk_arrays(self.inputs, axes, self.batch, chunk)
         if self._lowered.frames is not None:
             self._resize(self._lowered.frames, {name: array.shape[1:] for name, array in arrays.items()})
         results = self._call(arrays, steps, stepwise=False)
         return next(iter(results.values())) if len(results) == 1 else results
-
-    def _chunk_feeds(self, named: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
-        faults: list[str] = []
-        arrays: dict[str, np.ndarray] = {}
-        counts: dict[str, int] = {}
-        for spec, port in zip(self.inputs, self._ports_in, strict=True):
-            if spec.name not in named:
-                continue
-            array = converted(spec, named[spec.name])
-            shape = spec.shape or ()
-            axis = time_axis(port)
-            wanted = shape if axis is None else (*shape[:axis], None, *shape[axis:])
-            if self.batch == 1 and array.ndim == len(wanted) - 1 and 1 in wanted:
-                array = self._with_batch(array, wanted)
-            if not fits(wanted, array.shape):
-                letters = shape if axis is None else (*shape[:axis], "T", *shape[axis:])
-                faults.append(f"'{spec.name}': expected shape {shown(letters)}, got {list(array.shape)}")
-                continue
-            arrays[spec.name] = array
-            if axis is not None:
-                counts[spec.name] = array.shape[axis]
-        if not faults and len(set(counts.values())) > 1:
-            faults.append(f"chunks of different lengths: {counts}")
-        if faults:
-            raise InputError(listed("feed", faults))
-        return arrays, next(iter(counts.values()), 1)
-
-    def _with_batch(self, array: np.ndarray, wanted: Shape) -> np.ndarray:
-        """A chunk given without its batch axis of 1."""
-        axis = wanted.index(1)
-        given = fits(wanted[:axis] + wanted[axis + 1 :], array.shape)
-        return np.expand_dims(array, axis) if given else array
 
     @property
     def time_axes(self) -> dict[str, int | None]:
@@ -485,10 +398,6 @@ def step_batch(port: Port) -> tuple[int, ...]:
 def _never_fits(x: np.ndarray, out: np.ndarray) -> int:
     """The short way of a stream that has none."""
     return NOT_FITTING
-
-
-def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
-    return shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
 
 
 def _step_spec(port: Port) -> TensorSpec:

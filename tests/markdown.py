@@ -8,8 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+#: Languages whose blocks are programs, and the ending of their files.
+COMPILED = {"c": ".c", "cpp": ".cpp", "cmake": ".txt"}
 #: What a page may import and be sure to have.
 AT_HAND = {"lstm_engine", "numpy", *sys.stdlib_module_names}
+LANGUAGES = {"python", "sh", *COMPILED}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)|\b(?:src|srcset|href)=\"([^\"]+)\"")
 
@@ -38,12 +41,12 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of Python and of shell, in the order they stand there."""
+    """The blocks of code, in the order they stand there."""
     text = page.read_text(encoding="utf-8")
     fences = list(_FENCE.finditer(text))
     found = []
     for fence, behind in zip(fences, [*fences[1:], None], strict=True):
-        if fence[1] in ("python", "sh"):
+        if fence[1] in LANGUAGES:
             near = behind is not None and behind[1] == "text" and not text[fence.end() : behind.start()].strip()
             said = behind[2] if near and behind is not None else None
             found.append(Block(fence[1], fence[2], text.count("\n", 0, fence.start()) + 2, said))

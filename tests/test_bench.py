@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -16,7 +17,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # bench is no part of the installed package
 
 
-from bench import crowd, environment, limits, special, tasks, workloads  # noqa: E402
+from bench import crowd, environment, library, limits, special, tasks, workloads  # noqa: E402
 from bench.engines import ENGINES  # noqa: E402
 from bench.measure import available, prepared  # noqa: E402
 from bench.tasks import make_task  # noqa: E402
@@ -552,3 +553,21 @@ def test_an_idle_process_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert special.use_and_rest("numpy", "idle-h256-t2", tmp_path) == (
         "written out in NumPy are steps and sequences of LSTMs that look back"
     )
+
+
+def test_a_library_is_held_against_the_kernels_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("cc") is None or sys.platform == "win32":
+        pytest.skip("no C compiler")
+    brief = timing.Settings(1e-4, 0.01, 1, 3, 1, 0.0, 1, 1)
+    network = library.Network("tiny", (3, 5, 2), 123.0)
+    monkeypatch.setattr(library, "pin", lambda cores: None)
+    (figures,) = library.measure(brief, (network,))
+    assert min(figures.library.median, figures.kernels.median, figures.blocks.median) > 0
+    line = library.table([figures]).splitlines()[-1]
+    assert line.startswith("| tiny |")
+    assert line.endswith("| 123 |")
+    monkeypatch.setattr(
+        library, "_SOURCE", library._SOURCE.replace("fault |= f(self, x + k", "fault |= f(self, x + 0 * k")
+    )
+    with pytest.raises(RuntimeError, match="what library gives is not what the stream gives"):
+        library.measure(brief, (network,))

@@ -114,7 +114,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "program": {*_VALUES, "passes", "reference"},
     "workers": {*_VALUES, "program", "images"},
     "engine": {*_VALUES, "passes", "program", "images", "reference", "workers"},
-    "state": {"errors"},
+    "state": {"errors", "feeds"},
     "slots": {*_VALUES, "feeds", "program"},
     "snapshots": {*_VALUES, "engine", "feeds", "passes", "program", "state"},
     "stream": {*_VALUES, "engine", "images", "passes", "program", "snapshots", "state"},
@@ -142,7 +142,9 @@ MAY_IMPORT["ray"] = {*_LOWER, "feeds", "generation", "model", "ragged", "serving
 MAY_IMPORT["signals"] = set()
 MAY_IMPORT["terminal"] = {"errors"}
 MAY_IMPORT["library"] = {*_LOWER, "model", "__version__"}
-MAY_IMPORT["runtime"] = {"errors", "state"}
+MAY_IMPORT["exported"] = set()
+MAY_IMPORT["library"] |= {"exported"}
+MAY_IMPORT["runtime"] = {"errors", "exported", "feeds", "graph", "state"}
 MAY_IMPORT["cli"] = {
     *_LOWER, "model", "feeds", "generation", "library", "session", "report", "signals", "terminal", "ray",
     "__version__",

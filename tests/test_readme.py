@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from builders import CHAR
 from cases import NetCase
-from markdown import Block, anchors, as_said, blocks, links
+from markdown import COMPILED, Block, anchors, as_said, blocks, links
 from typer.testing import CliRunner
 
 import lstm_engine as le
@@ -149,6 +149,34 @@ def run_pipe(line: str, place: Path, environment: dict[str, str]) -> tuple[int, 
     return done.returncode, done.stdout
 
 
+def run_compiled(block: Block, place: Path) -> str | None:
+    """What a program of a page prints, built as its first line says; None where this machine has no tools for it."""
+    if block.language == "cmake":
+        return None if shutil.which("cmake") is None else built_by_cmake(block, place)
+    line = block.code.splitlines()[0].strip("/* ")
+    words = line.split()
+    source = next(word for word in words if word.endswith(COMPILED[block.language]))
+    (place / source).write_text(block.code, encoding="utf-8")
+    if shutil.which(words[0]) is None or sys.platform == "win32":
+        return None
+    strict = [words[0], "-Wall", "-Wextra", "-Werror", "-pedantic", *words[1:]]
+    subprocess.run(strict, cwd=place, check=True, timeout=120)
+    return said_by(place / words[words.index("-o") + 1], place)
+
+
+def built_by_cmake(block: Block, place: Path) -> str:
+    (place / "CMakeLists.txt").write_text(block.code, encoding="utf-8")
+    for words in (["-S", ".", "-B", "build"], ["--build", "build"]):
+        subprocess.run(["cmake", *words], cwd=place, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    program = block.code.partition("add_executable(")[2].split()[0]
+    return said_by(place / "build" / program, place)
+
+
+def said_by(program: Path, place: Path) -> str:
+    done = subprocess.run([program], cwd=place, timeout=120, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 def check(block: Block, said: str, page: Path) -> None:
     assert block.said is None or as_said(block.said, said), f"{page.name}:{block.line}: it says\n{said}"
 
@@ -160,6 +188,10 @@ def run_page(page: Path, names: dict[str, Any], place: Path, environment: dict[s
             continue
         if block.language == "python":
             check(block, run_python(block, page, names), page)
+        elif block.language in COMPILED:
+            said = run_compiled(block, place)
+            if said is not None:
+                check(block, said, page)
         elif shutil.which("sh"):
             check(block, run_shell(block, place, environment), page)
 

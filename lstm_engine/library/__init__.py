@@ -18,7 +18,7 @@ from ..machine import NATIVE, named_target
 from ..model import Model
 from .linking import linked
 from .order import Order, made
-from .texts import cmake, example, header, identifier
+from .texts import RESERVED, cmake, example, header, identifier
 
 #: Weights of more bytes lie in a file of their own, where nothing else is said.
 MOST_IN_OBJECT: Final = 32 << 20
@@ -67,6 +67,7 @@ def export(
     if faults:
         raise InputError(listed("export", faults))
     place = Path(folder)
+    new = not place.exists()
     place.mkdir(parents=True, exist_ok=True)
     archive = place / f".{prefix}-{secrets.token_hex(6)}.npz"
     apart = weights == "file" or (weights is None and _weight_bytes(model) > MOST_IN_OBJECT)
@@ -86,8 +87,12 @@ def export(
     try:
         write_native(model.graph, archive)
         done = made(order)
-    finally:
+    except BaseException:
         archive.unlink(missing_ok=True)
+        if new:
+            place.rmdir()
+        raise
+    archive.unlink()
     description = done.description
     object_file = place / f"{prefix}.{'obj' if 'windows' in machine.triple else 'o'}"
     contents = {
@@ -108,9 +113,11 @@ def export(
 
 def _prefix(model: Model, name: str | None) -> str:
     """The name of a library: the one asked for, or one made of the model's."""
-    made_of = name if name is not None else Path(os.path.basename(model.graph.origin)).stem
-    prefix = identifier(made_of)
-    if name is not None and prefix != name:
+    if name is None:
+        stem = Path(os.path.basename(model.graph.origin)).stem
+        return identifier(f"{stem}_model" if stem in RESERVED else stem)
+    prefix = identifier(name)
+    if prefix != name:
         raise InputError(f"export: name {name!r} is no name in C; '{prefix}' would be")
     return prefix
 

@@ -12,9 +12,10 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from .. import __version__
+from ..exported import VERSION
 from ..machine import Target
 from .code import Code
-from .interface import VERSION, WEIGHTS_HEAD, WEIGHTS_MARK, Interface
+from .interface import WEIGHTS_HEAD, WEIGHTS_MARK, Interface
 from .layout import End, Layout
 
 _SPEED: Final = 3  # LLVM's optimisation level
@@ -83,7 +84,12 @@ def description(layout: Layout, machine: Target, prefix: str) -> dict[str, Any]:
         "fingerprint": layout.fingerprint,
         "precision": layout.program.precision,
         "batch": layout.batch,
-        "target": {"triple": machine.triple, "cpu": machine.cpu, "features": machine.features},
+        "target": {
+            "triple": machine.triple,
+            "cpu": machine.cpu,
+            "features": machine.features,
+            "needs": machine.needs,
+        },
         "inputs": [_described(end) for end in layout.inputs],
         "outputs": [_described(end) for end in layout.outputs],
         "framed": layout.framed,
@@ -98,7 +104,14 @@ def description(layout: Layout, machine: Target, prefix: str) -> dict[str, Any]:
 
 
 def _described(end: End) -> dict[str, Any]:
-    return {"name": end.name, "dtype": end.dtype.name, "shape": list(end.shape), "steps": end.step != 0}
+    return {
+        "name": end.name,
+        "dtype": end.dtype.name,
+        "shape": list(end.shape),
+        "steps": end.step != 0,
+        "axis": end.axis,
+        "optional": end.optional,
+    }
 
 
 def _identity(layout: Layout) -> bytes:

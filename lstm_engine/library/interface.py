@@ -7,51 +7,19 @@ keeps anything outside the instance, so instances may be used from as many threa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from typing import Any, Final
 
 from llvmlite import ir
 
 from ..encoding import Context
+from ..exported import ALIGNMENT, Result
 from ..jit import written_as
-from ..program.arena import ALIGNMENT
 from ..state import DIGEST_BYTES, DIGEST_PLACE
 from . import moving
 from .code import Code as Program
 from .layout import ARENA, CONSTANTS, CONTEXT, Layout
 from .translation import INT64, Body, Spot, Value
 
-#: Version of the interface; in every description, and in the mark of an instance.
-VERSION: Final = 1
-
-
-class Result(IntEnum):
-    """What a function of a library returns."""
-
-    OK = 0
-    NULL_POINTER = 1
-    MISALIGNED = 2
-    TOO_SMALL = 3
-    NOT_AN_INSTANCE = 4
-    OTHER_WEIGHTS = 5
-    BAD_TOKEN = 6
-    BAD_LENGTH = 7
-    DAMAGED_STATE = 8
-    OTHER_STATE = 9
-
-
-MEANINGS: Final = {
-    Result.OK: "done",
-    Result.NULL_POINTER: "a pointer is NULL",
-    Result.MISALIGNED: f"memory does not begin at a multiple of {ALIGNMENT} bytes",
-    Result.TOO_SMALL: "memory is smaller than is needed",
-    Result.NOT_AN_INSTANCE: "this memory was not set up by the init function of this library",
-    Result.OTHER_WEIGHTS: "these weights belong to another model, target or precision",
-    Result.BAD_TOKEN: "a token or index is out of range; nothing was done",
-    Result.BAD_LENGTH: "a sequence length is out of range; nothing was done",
-    Result.DAMAGED_STATE: "a state's bytes are damaged; the instance keeps its own",
-    Result.OTHER_STATE: "a state of another model, batch or version; the instance keeps its own",
-}
 #: What the executor's faults are called here.
 _FAULTS: Final = {1: Result.BAD_TOKEN, 2: Result.BAD_LENGTH}
 #: The first bytes of a file of weights: this, then 16 that tell them from all others, zeros up to a cache line.

@@ -22,7 +22,7 @@ from ..program.program import Instruction, Pinned, Port
 from ..program.streaming import Streamable
 from ..snapshots import cells, taken
 from ..state import DIGEST_BYTES, DIGEST_PLACE, State
-from ..stream import step_batch, step_shape
+from ..stream import chunk_axis, step_batch, step_shape, time_axis
 from .translation import Spot
 
 CODE, CONTEXT, ARENA, CONSTANTS = "code", "context", "arena", "constants"
@@ -34,13 +34,19 @@ _NEVER: Final = (Context.START, Context.HELPERS, Context.HELPER_COUNT, Context.B
 
 @dataclass(frozen=True)
 class End:
-    """One array of the caller: what a step of it is."""
+    """One array of the caller: what a step of it is.
+
+    ``axis``: where Python's chunks have their steps, None for what does not go from step to step; ``optional``: zeros
+    stand for it where the network is not given it.
+    """
 
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     place: int  # bytes from the start of the context to the word that holds its address
     step: int  # bytes from what a call takes (a step, or a frame) to what the next takes
+    axis: int | None
+    optional: bool
 
     @property
     def count(self) -> int:
@@ -66,8 +72,8 @@ class Layout:
         self.constants = Constants()
         self._words = np.stack([each.encoded(self.constants.offset) for each in self.listing]).reshape(-1)
         layouts = {port.name: self._rows(port) for port in (*program.inputs, *program.outputs)}
-        self.inputs = tuple(self._end(port, layouts) for port in program.inputs)
-        self.outputs = tuple(self._end(port, layouts) for port in program.outputs)
+        self.inputs = tuple(self._end(port, time_axis(port)) for port in program.inputs)
+        self.outputs = tuple(self._end(port, chunk_axis(program, port)) for port in program.outputs)
         self.context_bytes = aligned((int(Context.PORTS) + PORT_WORDS * max(2, len(layouts))) * WORD_BYTES)
         self.saved = self.context_bytes + aligned(program.arena_bytes)
         keeps = self.framed and program.fallible
@@ -141,11 +147,12 @@ class Layout:
             return Rows.of(shape, port.dtype.itemsize, None, batch)
         return Rows.of((1, *shape), port.dtype.itemsize, 0, tuple(axis + 1 for axis in batch))
 
-    def _end(self, port: Port, layouts: Mapping[str, Rows]) -> End:
+    def _end(self, port: Port, axis: int | None) -> End:
         shape = port.shape if self.framed else step_shape(port)
         place = (int(Context.PORTS) + PORT_WORDS * port.index) * WORD_BYTES
         size = prod(shape) * port.dtype.itemsize
-        return End(port.name, port.dtype, shape, place, size if self.framed or port.stepped else 0)
+        step = size if self.framed or port.stepped else 0
+        return End(port.name, port.dtype, shape, place, step, 0 if self.framed else axis, port.optional)
 
     @property
     def copied(self) -> list[str]:

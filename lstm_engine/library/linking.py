@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..exported import FUNCTIONS
 from ..machine import Target
 
 
@@ -61,7 +62,7 @@ def _shared(folder: Path, name: str, object_file: Path, machine: Target) -> Iter
         )
     elif "windows" in triple:
         library = folder / f"{name}.dll"
-        exports = [f"/export:{name}_{each}" for each in ("init", "step", "feed", "reset", "save", "load", "describe")]
+        exports = [f"/export:{name}_{each}" for each in FUNCTIONS]
         yield (
             library,
             [

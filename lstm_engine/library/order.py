@@ -72,7 +72,7 @@ def made(order: Order) -> Made:
         env={**os.environ, "PYTHONPATH": paths},
         check=False,
     )
-    said = done.stderr.decode(errors="replace").strip()
+    said = "\n".join(dict.fromkeys(done.stderr.decode(errors="replace").split("\n"))).strip()  # LLVM repeats itself
     _, mark, answer = done.stdout.partition(MARK)
     if done.returncode or not mark or "not a recognized" in said:  # LLVM warns of a name it does not know, and goes on
         raise TargetError(

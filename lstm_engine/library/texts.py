@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ..program.arena import ALIGNMENT
-from .interface import MEANINGS, VERSION, Result
+from ..exported import ALIGNMENT, MEANINGS, VERSION, Result
 
 _TYPES: Final = {
     "float32": "float",
@@ -18,7 +17,8 @@ _TYPES: Final = {
 #: How scanf() and printf() of the example take numbers: what they are read into, its format, that of the output.
 _READ: Final = {"float32": ("float", "%f"), "float64": ("double", "%lf")}
 _OTHER: Final = ("long long", "%lld")
-_RESERVED: Final = frozenset(
+#: Words of C and C++, and those that the functions' own parameters have.
+RESERVED: Final = frozenset(
     [
         "auto",
         "break",
@@ -81,7 +81,7 @@ def identifier(text: str, taken: Iterable[str] = ()) -> str:
     """A name of C's for a name of a file's, different from those taken."""
     plain = re.sub(r"[^0-9A-Za-z]+", "_", text.encode("ascii", "ignore").decode()).strip("_") or "x"
     plain = f"_{plain}"[plain[0].isalpha() :][:48]
-    names = {*taken, *_RESERVED}
+    names = {*taken, *RESERVED}
     made, count = plain, 1
     while made in names:
         count += 1
