@@ -152,12 +152,3 @@ def server() -> Callable[[int], int]:
 def clock() -> Callable[[], int]:
     """kernels.workers.clock()."""
     return entries().function("clock")
-
-
-def emitted(symbol: str, precision: str, kernel_set: str = "full", assembly: bool = False) -> bytes:
-    """The object file of an executor for target(), whosever CPU that is, or its assembly text."""
-    from .jit import emit_kernel
-    from .kernels.executor import build
-
-    codes = KERNEL_SETS[kernel_set]
-    return emit_kernel(symbol, lambda: build(precision, codes, lambda *_: None)["call"], assembly)

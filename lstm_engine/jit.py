@@ -16,7 +16,7 @@ import numba
 from llvmlite import ir
 from numba import types
 
-from .codegen import ObjectCodegen, compiling, lent
+from .codegen import compiling
 from .image import PYTHON, Export, symbol
 from .machine import target
 
@@ -68,18 +68,6 @@ def compile_image(name: str, exports: Mapping[str, Export], build: Callable[[], 
         library.add_ir_module(module)
         library.finalize()
         return bytes(_target_machine().emit_object(library._final_module))
-
-
-def emit_kernel(symbol: str, build: Callable[[], Any], assembly: bool = False) -> bytes:
-    """An object file (or its assembly text) of a kernel for target(), whosever CPU that is: ``int64 symbol(int64)``.
-
-    Kernels compiled in this process before would be linked as they are, and what LLVM cannot emit for the target
-    aborts the process: `emission.py` gives each object a process of its own.
-    """
-    machine = ObjectCodegen(target())
-    with lent(machine) as context:
-        compiled = compile_kernel(build(), 1)
-        return machine.emit(symbol, context, compiled.library, compiled.fndesc, assembly)
 
 
 def _target_machine() -> llvm.TargetMachine:

@@ -197,7 +197,7 @@ _assumed: Target | None = None
 
 
 def assume(machine: Target) -> None:
-    """Emit code for another machine from here on: for a process that does nothing else (`emission.py`)."""
+    """Emit code for another machine from here on: for a process that does nothing else (`library/maker.py`)."""
     global _assumed
     _assumed = machine
 
@@ -275,7 +275,7 @@ TARGETS: Final[Mapping[str, tuple[str, str, str]]] = MappingProxyType(
         "apple-arm64": ("arm64-apple-macosx12.0.0", "apple-m1", ""),
         "windows-x64": ("x86_64-w64-windows-gnu", "x86-64-v3", ""),
         "riscv64": ("riscv64-unknown-linux-gnu", "generic-rv64", "+m,+a,+f,+d,+c,+v"),
-        "cortex-m7": ("thumbv7em-none-eabihf", "cortex-m7", ""),
+        "cortex-m7": ("thumbv7em-none-unknown-eabihf", "cortex-m7", ""),
     }
 )
 NATIVE: Final = "native"

@@ -109,7 +109,6 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "reference": {"errors", "graph", "precision", "vocabulary"},
     "kernels": {"encoding", "image", "jit", "machine"},
     "images": {"encoding", "image", "jit", "kernels"},
-    "emission": {"errors", "images", "machine"},
     "formats": {"errors", "graph", "precision", "vocabulary"},
     "passes": {"errors", "graph", "vocabulary", "reference"},
     "program": {*_VALUES, "passes", "reference"},

@@ -1,4 +1,4 @@
-"""Machine code for other CPUs: lesser variants of this one run here, aarch64 is emitted and its assembly looked at."""
+"""Machine code for lesser variants of this CPU, run here; other machines have libraries (test_library_targets.py)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+import cases
 import numpy as np
 import pytest
 from cases import assert_same_bits
 from processes import child
 
 import lstm_engine as le
-from lstm_engine.emission import SYMBOL, emit
 from lstm_engine.machine import Target, chosen, native, variants
 
 TESTS: Final = Path(__file__).resolve().parent
@@ -217,23 +217,14 @@ def denormals_are_zero(element: str) -> None:
 
 
 def print_assembly(element: str) -> None:
-    """Facts of the assembly of one kernel, entry and all, and of a function that the user compiles beside it."""
+    """Facts of the assembly of a model's own code, and of a function that the user compiles beside it."""
     import numba
+    from libraries import emitted_here
 
-    from lstm_engine.jit import emit_kernel, kernel
-    from lstm_engine.kernels import maths
-    from lstm_engine.kernels.simd import lanes
     from lstm_engine.machine import target
 
-    v = lanes(element)
-    activate = v.intrinsic(lambda b, at: v.store(b, maths.sigmoid(v, b, v.load(b, at)), at), "a", "")
-
-    @kernel
-    def activated(at: int) -> int:
-        activate(at)
-        return at
-
-    text = emit_kernel("sigmoid_alone", lambda: activated, assembly=True).decode()
+    case = cases.NetCase(I=1, hidden=(16,), head="dense", outputs=1, dtype=element)
+    text = emitted_here(cases.model_of(case), assembly=True).assembly.decode()
 
     @numba.njit
     def doubled(x: Any) -> None:
@@ -362,122 +353,3 @@ def test_whole_files_under(variant: str, file: str, warm_environment: dict[str, 
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-
-
-# --- other machines, emitted ------------------------------------------------------------------------------------------
-
-#: What code may leave for the linker: the C library's moves, which LLVM itself asks for. No mathematics, nothing of
-#: Python's or Numba's.
-FOREIGN: Final = {"memcpy", "memmove", "memset", "bzero"}
-
-
-def undefined(assembly: str) -> set[str]:
-    """Symbols that an assembly text branches to and does not define."""
-    defined = set(re.findall(r'^"?([\w.$@]+)"?:', assembly, re.MULTILINE))
-    called = re.findall(
-        r'^\t(?:bl?|callq?|jmp)\s+"?([A-Za-z_][\w.$]*)"?(?:@PLT)?\s*(?:[#;/].*)?$', assembly, re.MULTILINE
-    )
-    return {name.removeprefix("_") if name not in defined else "" for name in called} - defined - {""}
-
-
-def exported(assembly: str) -> list[str]:
-    return re.findall(r"^\t\.globl\s+(\S+)", assembly, re.MULTILINE)
-
-
-def assert_neon(assembly: str, precision: str) -> None:
-    lanes = "2d" if precision == "float64" else "4s"
-    assert len(re.findall(rf"\tfmla(?:\.{lanes}\s|\s+v\d+\.{lanes}, )", assembly)) > 100
-    assert re.findall(r"\tmsr\s+fpcr", assembly, re.IGNORECASE), "denormals"
-    assert undefined(assembly) <= FOREIGN
-    assert [name.removeprefix("_") for name in exported(assembly)] == [SYMBOL]
-
-
-def test_aarch64_is_emitted() -> None:
-    assert_neon(emit(Target.of(ARM, "cortex-a72"), "float32", assembly=True).decode(), "float32")
-
-
-A72: Final = (ARM, "cortex-a72", "")
-V3: Final = (LINUX, "x86-64-v3", "")
-ZNVER4: Final = (LINUX, "znver4", ZEN4)
-#: The instruction that multiplies bytes, of a CPU's name and its features.
-BYTE_PRODUCTS: Final = {
-    A72: "smull",
-    (ARM, "neoverse-n1", ""): "sdot",
-    ("arm64-apple-macosx12.0.0", "apple-m1", ""): "sdot",
-    (LINUX, "x86-64", ""): "pmaddwd",
-    V3: "vpmaddwd",
-    (LINUX, "alderlake", "+avx2,+fma,+avxvnni"): "vpdpbusd",
-    (LINUX, "x86-64-v4", ""): "vpmaddwd",
-    (LINUX, "icelake-server", "+avx512f,+avx512bw,+avx512vl,+avx512vnni"): "vpdpbusd",
-    ZNVER4: "vpdpbusd",
-}
-#: The instruction that multiplies bfloat16, where there is one that pays.
-HALF_PRODUCTS: Final = {ZNVER4: "vdpbf16ps"}
-
-
-def assert_products(assembly: str, machine: tuple[str, str, str], precision: str) -> None:
-    """The byte products, and no lesser ones, where weights are bytes; those of bfloat16 where weights are."""
-    known = {*BYTE_PRODUCTS.values(), *HALF_PRODUCTS.values()}
-    used = {name for name in known if re.search(rf"\t{name}(?:\.\w+)?\s", assembly)}
-    products = {"int8": BYTE_PRODUCTS, "bfloat16": HALF_PRODUCTS}.get(precision, {})
-    assert used == ({products[machine]} if machine in products else set())
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    ("machine", "precision"),
-    [
-        *((machine, "int8") for machine in BYTE_PRODUCTS),
-        *((machine, precision) for machine in (A72, V3) for precision in ("float64", "bfloat16")),
-        (ZNVER4, "bfloat16"),
-    ],
-)
-def test_each_is_emitted(machine: tuple[str, str, str], precision: str) -> None:
-    target = Target.of(*machine)
-    assembly = emit(target, precision, assembly=True).decode()
-    assert_products(assembly, machine, precision)
-    if target.variant == "neon":
-        assert_neon(assembly, precision)
-        return
-    assert undefined(assembly) <= FOREIGN
-    assert exported(assembly) == [SYMBOL]
-    assert {name[0] for name in re.findall(r"%([xyz]mm|k[0-7])", assembly)} <= REGISTERS[target.variant]
-
-
-@pytest.mark.nightly
-def test_an_object_runs_as_the_executor_does() -> None:
-    """The object for this very machine, loaded by itself and called in the executor's place, gives the same bits."""
-    import llvmlite.binding as llvm
-    from cases import LayerCase, model_of
-
-    from lstm_engine.encoding import Context
-
-    content = emit(native(), "float32")
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(content))
-    engine.finalize_object()
-    address = engine.get_function_address(SYMBOL)
-    assert address
-
-    case = LayerCase(H=33, I=20, T=30)
-    feeds = case.feeds()["X"]
-    usual, other = model_of(case).stream(2), model_of(case).stream(2)
-    assert other._runner.context[Context.EXECUTOR] != address
-    other._runner.context[Context.EXECUTOR] = address
-    expected, got = usual.feed(feeds), other.feed(feeds)
-    assert_same_bits(got, expected)
-
-
-def test_a_machine_unknown_to_llvm() -> None:
-    with pytest.raises(le.TargetError, match="object for pdp11-dec-unix, CPU 'pdp11'"):
-        emit(Target.of("pdp11-dec-unix", "pdp11"), "float32")
-
-
-@pytest.mark.nightly
-def test_a_cpu_unknown_to_llvm() -> None:
-    """LLVM would make code for the oldest CPU of that kind instead, and only warn."""
-    with pytest.raises(le.TargetError, match=r"CPU 'cortex-z1'.*not a recognized processor"):
-        emit(Target.of(ARM, "cortex-z1"), "float32")

@@ -76,7 +76,7 @@ class Unit:
     def called(self, body: Body, kernel: FunctionType, arguments: Sequence[Value]) -> ir.Value:
         """The result of a function of its own, made for the arguments that are known."""
         sources = [self._passed(body, value) for value in arguments]
-        known = tuple(None if isinstance(value, ir.Value) else (type(value), value) for value in sources)
+        known = tuple(None if isinstance(value, ir.Value) else _told(value) for value in sources)
         given = [value for value in sources if isinstance(value, ir.Value)]
         key = (kernel.__code__, tuple(map(id, _cells(kernel))), known, tuple(str(value.type) for value in given))
         if key not in self._made:
@@ -339,8 +339,9 @@ class Body:
         self._follow([(kept, after), *leaving])
 
     def _moving(self, value: Value) -> ir.Value:
-        """A variable that a loop changes, as it begins."""
-        return self.machine(value)
+        """A variable that a loop changes, as it begins: a truth value as a number, which it may become."""
+        made = self.machine(value)
+        return self._as(made, INT64) if made.type == _BOOL else made
 
     def _follow(self, arms: list[tuple[dict[str, Value], ir.Block]]) -> None:
         """Go on behind ways that meet, or nowhere if none goes on."""
@@ -377,7 +378,7 @@ class Body:
         like = INT64 if len(types) > 1 or types == {None} or types <= {_BOOL} else types.pop()
         if all(isinstance(v, bool) or (isinstance(v, ir.Value) and v.type == _BOOL) for v in values):
             like = _BOOL
-        elif any(isinstance(v, float) for v in values) and like == INT64:
+        elif any(isinstance(v, float | np.floating) for v in values) and like == INT64:
             like = _DOUBLE
         brought = []
         for value, block in zip(values, blocks, strict=True):
@@ -424,8 +425,8 @@ class Body:
             return not truth if isinstance(truth, bool) else self.b.not_(truth)
         if not isinstance(value, ir.Value | Spot):
             return -value if isinstance(node.op, ast.USub) else ~value
-        value = self.machine(value)
-        return self.b.neg(self._as(value, INT64)) if isinstance(node.op, ast.USub) else self.b.not_(value)
+        value = self.machine(value, INT64)
+        return self.b.neg(value) if isinstance(node.op, ast.USub) else self.b.not_(value)
 
     def _of_binop(self, node: ast.BinOp) -> Value:
         return self._operation(type(node.op), self.value(node.left), self.value(node.right))
@@ -464,19 +465,26 @@ class Body:
         return self.b.add(rest, self.b.mul(short, y))
 
     def _of_compare(self, node: ast.Compare) -> Value:
-        left, result = self.value(node.left), True
-        for operator, following in zip(node.ops, node.comparators, strict=True):
-            right = self.value(following)
-            result = self._both(result, self._comparison(type(operator), left, right))
+        """A chain of comparisons: what stands behind one that fails is not evaluated."""
+        left = self.value(node.left)
+        arms: list[tuple[dict[str, Value], ir.Block]] = []
+        *first, (operator, following) = zip(node.ops, node.comparators, strict=True)
+        for each, middle in first:
+            right = self.value(middle)
+            test = self._comparison(type(each), left, right)
             left = right
-        return result
-
-    def _both(self, x: Value, y: Value) -> Value:
-        if isinstance(x, bool):
-            return y if x else False
-        return self.b.and_(x, self.machine(y))
+            if test is False:
+                return self._ended(arms, False)
+            if test is not True:
+                on, off = self.b.append_basic_block("more"), self.b.append_basic_block("enough")
+                self.b.cbranch(test, on, off)
+                arms.append(({"": False}, off))
+                self.b.position_at_end(on)
+        return self._ended(arms, self._comparison(type(operator), left, self.value(following)))
 
     def _comparison(self, kind: type[ast.cmpop], x: Value, y: Value) -> Value:
+        if kind in (ast.In, ast.NotIn):
+            return self._membership(x, y, kind is ast.In)
         if not any(isinstance(value, ir.Value | Spot) for value in (x, y)):
             return bool(_COMPARED[kind][1](x, y))
         like = self._common(x, y)
@@ -486,23 +494,36 @@ class Body:
         compared = self.b.fcmp_unordered if symbol == "!=" else self.b.fcmp_ordered
         return compared(symbol, left, right)
 
+    def _membership(self, x: Value, among: tuple[Value, ...], expected: bool) -> Value:
+        """Whether a value is one of several, or none of them."""
+        found: Value = False
+        for each in among:
+            same = self._comparison(ast.Eq, x, each)
+            if same is True:
+                return expected
+            if same is not False:
+                found = same if found is False else self.b.or_(found, same)
+        if found is False:
+            return not expected
+        return found if expected else self.b.not_(found)
+
     def _of_boolop(self, node: ast.BoolOp) -> Value:
-        """`and` and `or`: what stands behind is evaluated only where it counts."""
-        decided = isinstance(node.op, ast.Or)  # the value that ends the evaluation
+        """`and` and `or`: one of their operands; what stands behind is evaluated only where it counts."""
+        decided = isinstance(node.op, ast.Or)  # the truth that ends the evaluation
         *first, last = node.values
         arms: list[tuple[dict[str, Value], ir.Block]] = []
         for each in first:
-            test = self.truth(self.value(each))
+            value = self.value(each)
+            test = self.truth(value)
             if isinstance(test, bool):
                 if test == decided:
-                    return self._ended(arms, decided)
+                    return self._ended(arms, value)
                 continue
-            here, on, off = self.b.block, self.b.append_basic_block("more"), self.b.append_basic_block("enough")
+            on, off = self.b.append_basic_block("more"), self.b.append_basic_block("enough")
             self.b.cbranch(test, off if decided else on, on if decided else off)
-            del here
-            arms.append(({"": decided}, off))
+            arms.append(({"": value}, off))
             self.b.position_at_end(on)
-        return self._ended(arms, self.truth(self.value(last)))
+        return self._ended(arms, self.value(last))
 
     def _ended(self, arms: list[tuple[dict[str, Value], ir.Block]], value: Value) -> Value:
         if not arms:
@@ -565,7 +586,14 @@ def _is_float(kind: ir.Type | None) -> bool:
 def _same(x: Value, y: Value) -> bool:
     if x is y:
         return True
-    return not isinstance(x, ir.Value) and not isinstance(y, ir.Value) and type(x) is type(y) and bool(x == y)
+    return not isinstance(x, ir.Value) and not isinstance(y, ir.Value) and bool(_told(x) == _told(y))
+
+
+def _told(value: Value) -> tuple[Any, ...]:
+    """What tells a known value from others: True is no 1, and there are two zeros."""
+    if isinstance(value, tuple):
+        return tuple(map(_told, value))
+    return type(value), value, repr(value) if isinstance(value, float | np.floating) else ""
 
 
 def _assigned(node: ast.While) -> Iterator[str]:
