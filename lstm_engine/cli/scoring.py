@@ -16,7 +16,7 @@ import typer
 
 from ..errors import InputError, LstmEngineError
 from ..machine import cores
-from ..terminal import is_terminal, say
+from ..terminal import is_terminal, say, waiting
 from .options import ModelPath, Options, command
 
 #: Endings of files, and what Ray Data calls their format.
@@ -124,21 +124,26 @@ def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
     settings = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
     if address is None:
         settings |= _LOCAL
-    if not is_terminal(sys.stderr):
+    shown = is_terminal(sys.stdout)
+    if not shown:
         settings["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings(record=True):  # and forgotten
-        ray = importlib.import_module("ray")
-        importlib.import_module("ray.data")
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-        if address is None:
-            cpus = (workers or cores()) + _SPARE_CPUS
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+        with waiting("starting Ray" if address is None else "joining Ray"):
+            ray = importlib.import_module("ray")
+            importlib.import_module("ray.data")
+            for name in ("ray", "ray.data"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+            if address is None:
+                cpus = (workers or cores()) + _SPARE_CPUS
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
+        if shown:  # Ray Data's own bars, those that need no other package
+            context = ray.data.DataContext.get_current()
+            context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
         try:
             yield ray
         finally:
