@@ -232,12 +232,20 @@ RUN: Final = "import sys, libraries; libraries.compare_elsewhere({!r})"
 
 
 @pytest.mark.skipif(HERE[-1] != "x86-64", reason="for x86-64")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("audio", "audio_int8", "tokens"),
+        pytest.param(("everything",), marks=pytest.mark.nightly),  # compiles every kernel for every variant
+    ],
+    ids=",".join,
+)
 def test_each_variant_has_its_engines_bits(
-    fresh_environment: dict[str, str], warm_environment: dict[str, str], tmp_path: Path
+    names: tuple[str, ...], fresh_environment: dict[str, str], warm_environment: dict[str, str], tmp_path: Path
 ) -> None:
     """Libraries for v1, v3 and v4 beside the engine in that variant: the same bits. Beside one another: where both round
     a multiply-add once, too; else within 2e-6."""
-    some = {name: models()[name] for name in ("audio", "audio_int8", "everything", "tokens")}
+    some = {name: models()[name] for name in names}
 
     def results(variant: str) -> dict[str, np.ndarray]:
         folder = tmp_path / variant

@@ -44,8 +44,8 @@ class Order:
     shapes: Mapping[str, list[int]]
     apart: bool
     fingerprint: str
-    assembly: bool
-    flushes: bool
+    assembly: bool = False
+    flushes: bool = True
 
 
 @dataclass(frozen=True)
