@@ -77,7 +77,7 @@ def held(case: Case) -> None:
             assert_is_the_stream(le.load(case.model(), precision=precision), batch=case.B, most=tokens)
 
 
-@pytest.mark.parametrize("case", STREAMED[::29], ids=str)
+@pytest.mark.parametrize("case", STREAMED[::58], ids=str)
 def test_some_of_the_table(case: Case) -> None:
     held(case)
 
@@ -92,7 +92,7 @@ def test_weights_in_a_file_of_their_own() -> None:
     assert_is_the_stream(model_of(NetCase(hidden=(20,), head="dense")), apart=True)
 
 
-@examples(12)
+@examples(6)
 @given(st.integers(0, 100_000))
 def test_random_models(seed: int) -> None:
     """Streamed where they can be; called with whole sequences where not; what runs in Python is refused by name."""
@@ -122,7 +122,7 @@ def of_an_exporter(entry: Any) -> None:
             raise
 
 
-@pytest.mark.parametrize("entry", EXPORTERS[::40], ids=str)
+@pytest.mark.parametrize("entry", EXPORTERS[::80], ids=str)
 def test_some_files_of_exporters(entry: Any) -> None:
     of_an_exporter(entry)
 
@@ -133,6 +133,7 @@ def test_files_of_exporters(entry: Any) -> None:
     of_an_exporter(entry)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not ZOO.exists(), reason="the collection of public models is not here")
 def test_frames() -> None:
     """A file that is made to be called frame by frame, of any size: one size is chosen."""
