@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -10,6 +11,8 @@ from llvmlite import ir
 from ..encoding import Context
 from ..jit import written_as
 from ..kernels import executor, simd
+from ..kernels.weights import LINES_AHEAD
+from ..machine import Target, target
 from .layout import ARENA, CODE, CONSTANTS, CONTEXT, Layout
 from .moving import cleared, copied
 from .translation import INT64, Body, Spaces, Spot, Unit, Value
@@ -31,7 +34,7 @@ class Code:
         self.module = module
         self.layout = layout
         self.weights = weights
-        self.parts = executor.kernels_of(layout.program.precision, **({"lines_ahead": 0} if layout.small else {}))
+        self.parts = _parts(layout.program.precision, 0 if layout.small else LINES_AHEAD, target())
         spaces = Spaces(layout.known, self._address, frozenset({CODE, CONTEXT}))
         self.unit = Unit(
             module,
@@ -116,6 +119,12 @@ class Code:
             return
         place, size = simd.pointer(body.b, body.machine(at, INT64)), ir.Constant(INT64, count)
         simd.call(body.b, "llvm.memset.inline.p0.i64", ir.VoidType(), [place, ir.Constant(_BYTE, 0), size, _NO])
+
+
+@functools.cache
+def _parts(precision: str, lines_ahead: int, _machine: Target) -> dict[str, Any]:
+    """The kernels of a precision on a machine, made once: Numba keeps every one that there ever was."""
+    return executor.kernels_of(precision, lines_ahead)
 
 
 def _run(code: int, cx: int) -> int:
